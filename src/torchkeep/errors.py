@@ -1,0 +1,187 @@
+"""Every error that torchkeep raises on purpose.
+
+    TorchkeepError
+    ├── SelectorError (ValueError)
+    │   ├── SelectorSyntaxError        the text is not a selector; shows it with a caret
+    │   ├── MissingFieldError          the source does not know what the selector asks about
+    │   └── NoMatchError (KeyError)    nothing has that name, or nothing matches; shows the nearest names
+    ├── SourceError (TypeError)        the object given is nothing that parameters can be read from
+    ├── TableError (ValueError)        the operation does not fit the table (freezing a file, mixing two models)
+    ├── StructureError (RuntimeError)  a module could not be run to see its shapes
+    ├── RuleError (ValueError)         rules that leave parameters unclaimed, never win, or can't be carried out
+    ├── TieError (ValueError)          tensors that can't be tied, or ties that could not be kept
+    ├── MaterializeError (ValueError)  a tensor that could not be rebuilt from the meta device
+    ├── RecipeError (ValueError)       a module that no recipe describes, or a recipe that can't be built
+    │   └── UnknownBlockError (KeyError)   a block id that is not registered
+    ├── UnsavableError (TypeError)     a value that can't be kept without pickle, named by its path
+    ├── LoadError (ValueError)         the source does not fit the model; nothing was touched
+    ├── FormatError (ValueError)       the file is not what it should be
+    │   ├── NewerFormatError           it was written by a later torchkeep
+    │   └── DamageError                a digest or a size does not match: tensor, file and byte range are named
+    └── StorageError (OSError)         the operating system refused
+        └── MissingFileError (FileNotFoundError)
+
+Each sentence names the thing, what was expected, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+
+class TorchkeepError(Exception):
+    """The root of the tree: catch this to catch all of torchkeep's own errors.
+
+    An error's only positional argument is its sentence; details are attributes, and both survive pickling.
+    """
+
+    def __str__(self) -> str:
+        # KeyError would show repr(sentence), OSError "[Errno ...]": the sentence as written is what people read.
+        return str(self.args[0]) if self.args else ""
+
+
+class SelectorError(TorchkeepError, ValueError):
+    """A selector that can't be used."""
+
+
+class SelectorSyntaxError(SelectorError):
+    """The text is not a selector.
+
+    Attributes:
+        text: the selector as given.
+        position: index into ``text`` of the first character that does not fit.
+        problem: what is wrong, without the picture.
+    """
+
+    text: str = ""
+    position: int = 0
+    problem: str = ""
+
+    @classmethod
+    def at(cls, text: str, position: int, problem: str) -> SelectorSyntaxError:
+        """Build the error with the selector and a caret under ``position``."""
+        error = cls(f"{problem}\n  {text}\n  {' ' * position}^")
+        error.text, error.position, error.problem = text, position, problem
+        return error
+
+
+class MissingFieldError(SelectorError):
+    """The selector asks for something that the source does not know, such as classes in a plain state_dict."""
+
+
+class NoMatchError(SelectorError, KeyError):
+    """Nothing has that name, or nothing matches that selector.
+
+    Attributes:
+        wanted: the name or selector as given.
+        nearest: the nearest names, best first; may be empty.
+    """
+
+    wanted: str = ""
+    nearest: tuple[str, ...] = ()
+
+
+class SourceError(TorchkeepError, TypeError):
+    """The object given is nothing that parameters can be read from."""
+
+
+class TableError(TorchkeepError, ValueError):
+    """The operation does not fit this table."""
+
+
+class StructureError(TorchkeepError, RuntimeError):
+    """The module could not be run on the given inputs, so its shapes can't be shown."""
+
+
+class RuleError(TorchkeepError, ValueError):
+    """Rules (for initialising, for optimizer groups) that can't be carried out as given.
+
+    Attributes:
+        problems: one sentence for each thing that is wrong.
+    """
+
+    problems: tuple[str, ...] = ()
+
+
+class TieError(TorchkeepError, ValueError):
+    """Tensors that can't be tied, or ties that could not be kept."""
+
+
+class MaterializeError(TorchkeepError, ValueError):
+    """A tensor on the meta device that could not be rebuilt."""
+
+
+class RecipeError(TorchkeepError, ValueError):
+    """A module that no recipe describes, or a recipe that can't be built."""
+
+
+class UnknownBlockError(RecipeError, KeyError):
+    """A recipe names a block id that is not registered."""
+
+
+class UnsavableError(TorchkeepError, TypeError):
+    """A value that can't be kept without pickle.
+
+    Attributes:
+        path: where it sits in the object given, such as ``optimizer[0]['hook']``.
+    """
+
+    path: str = ""
+
+
+class LoadError(TorchkeepError, ValueError):
+    """The source does not fit the model.
+
+    Attributes:
+        problems: one sentence for each tensor that does not fit.
+    """
+
+    problems: tuple[str, ...] = ()
+
+
+class FormatError(TorchkeepError, ValueError):
+    """The file is not what it should be."""
+
+
+class NewerFormatError(FormatError):
+    """The file was written by a later version of torchkeep."""
+
+
+class DamageError(FormatError):
+    """Bytes differ from what was written.
+
+    Attributes:
+        tensor: name of the damaged tensor; empty when it is the header.
+        file: path of the file.
+        start: first byte of the damaged range in the file.
+        stop: one past its last byte.
+        replaced: names that a load had already replaced when the damage was found.
+    """
+
+    tensor: str = ""
+    file: str = ""
+    start: int = 0
+    stop: int = 0
+    replaced: tuple[str, ...] = ()
+
+
+class StorageError(TorchkeepError, OSError):
+    """The operating system refused.
+
+    ``errno`` and ``filename`` are those of the original error, when there is one.
+    """
+
+    @classmethod
+    def wrap(cls, cause: OSError, sentence: str) -> Self:
+        """Build the error from the one the operating system gave; raise it ``from cause``."""
+        error = cls(sentence)
+        error.errno, error.filename = cause.errno, cause.filename
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # OSError keeps errno and filename in slots that its own pickling restores only from args.
+        return type(self), self.args, {**self.__dict__, "errno": self.errno, "filename": self.filename}
+
+
+class MissingFileError(StorageError, FileNotFoundError):
+    """There is no such file."""

@@ -1,0 +1,60 @@
+"""Names of tensors and modules: dotted paths such as ``encoder.layers.0.weight``.
+
+A name is what ``named_parameters()`` gives. A *segment* is what stands between two dots. How a segment is
+spelled in a selector (quoted or bare) is decided here too, so that what is shown can be pasted back.
+"""
+
+from __future__ import annotations
+
+import re
+
+_PUNCTUATION = "_-/+#$"
+_DIGIT_RUN = re.compile(r"(\d+)")
+
+
+def is_bare_char(char: str) -> bool:
+    """Tell whether ``char`` may stand in a selector's segment without quotes."""
+    return char.isalpha() or char.isdigit() or char in _PUNCTUATION
+
+
+def is_bare_segment(segment: str) -> bool:
+    """Tell whether a selector can hold ``segment`` without quotes."""
+    return segment != "" and all(map(is_bare_char, segment))
+
+
+def quote_segment(segment: str) -> str:
+    """Spell one literal segment as a selector does: bare where that is possible, else in single quotes."""
+    if is_bare_segment(segment):
+        return segment
+    escaped = segment.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def quote_name(name: str) -> str:
+    """Spell a whole name as the selector that selects exactly it."""
+    return ".".join(map(quote_segment, name.split(".")))
+
+
+def join(*parts: str) -> str:
+    """Join paths with dots; empty ones (the root) leave no dot behind."""
+    return ".".join(part for part in parts if part)
+
+
+def parent(name: str) -> str:
+    """Return the path of the module that owns ``name``; the root is the empty path."""
+    return name.rpartition(".")[0]
+
+
+def prefixes(name: str) -> list[str]:
+    """Return the paths of all modules around ``name``, outermost (the root, ``""``) first."""
+    found = [""]
+    found.extend(name[: match.start()] for match in re.finditer(r"\.", name))
+    return found
+
+
+def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], ...]:
+    """Sort key under which ``layers.2`` comes before ``layers.10``, compared segment by segment."""
+    return tuple(
+        tuple((0, int(run), run) if run.isdecimal() else (1, 0, run) for run in _DIGIT_RUN.split(segment) if run)
+        for segment in name.split(".")
+    )
