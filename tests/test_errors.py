@@ -26,7 +26,7 @@ def test_every_error_survives_pickling_with_its_details(kind):
     """A worker process can hand any error to its parent without losing the sentence or an attribute."""
     error = kind("what, why, what to do")
     error.detail = ("a", 1)
-    back = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    back = pickle.loads(pickle.dumps(error))
     assert type(back) is kind
     assert (str(back), back.detail) == ("what, why, what to do", ("a", 1))
 
@@ -36,7 +36,7 @@ def test_storage_errors_keep_what_the_system_said():
     error = errors.StorageError.wrap(
         OSError(28, "No space left on device", "model.safetensors"), "the disk is full"
     )
-    back = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    back = pickle.loads(pickle.dumps(error))
     assert (str(back), back.errno, back.filename) == ("the disk is full", 28, "model.safetensors")
 
 
