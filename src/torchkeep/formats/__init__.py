@@ -1,0 +1,28 @@
+"""What is in files, without torch: headers, digests, the tree of plain values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchkeep.formats.contents import open_contents
+
+if TYPE_CHECKING:
+    import os
+
+    from torchkeep.rows import Listing
+
+
+def listing_of(path: str | os.PathLike[str]) -> Listing:
+    """Return the rows of a file's tensors; torch is not needed, and no tensor is read.
+
+    A file that `torchkeep.save` made from a module knows the kinds and classes of its tensors, so that selectors
+    such as ``:buffer`` and ``@Linear`` mean on it what they mean on the live model.
+
+    Raises:
+        FormatError: it is no file that can be read, or it contradicts itself.
+        DamageError: it is cut short, or its header is not the one that was written.
+        NewerFormatError: a later version of torchkeep wrote it.
+        MissingFileError: there is no such file.
+        StorageError: the file can't be read.
+    """
+    return open_contents(path).listing

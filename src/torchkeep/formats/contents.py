@@ -1,0 +1,184 @@
+"""What a file holds: tensors under names, some tied, some sharing memory; checked against each other."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from torchkeep.dtypes import BY_CODE
+from torchkeep.errors import DamageError, FormatError
+from torchkeep.formats.consistency import check
+from torchkeep.formats.digests import HEADER_KEY, ChunkDigests, seal_holds
+from torchkeep.formats.document import DOCUMENT_KEY, Document, View, decode_document
+from torchkeep.formats.opening import FileReader
+from torchkeep.formats.safetensors import Header, header_of
+from torchkeep.names import natural_key, parent
+from torchkeep.rows import Kind, Listing, Row, TypeInfo
+
+if TYPE_CHECKING:
+    import os
+
+
+class Stored(Struct, frozen=True):
+    """One tensor's bytes in a file.
+
+    Attributes:
+        name: its name.
+        dtype: torch's name.
+        shape: sizes.
+        start: its first byte, counted from the start of the file.
+        stop: one past its last byte.
+        strides: steps in elements of the memory it came from, None for the usual (row-major) order. The bytes
+            themselves are always in row-major order.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    strides: tuple[int, ...] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.stop - self.start
+
+
+class Contents:
+    """A file's header together with what torchkeep's own metadata says, if it has any.
+
+    Attributes:
+        header: the header.
+        document: torchkeep's metadata; None for a file that something else wrote.
+
+    Raises:
+        DamageError: the header is not the one that was written.
+        FormatError: the metadata contradicts the header or itself.
+        NewerFormatError: a later version wrote it.
+    """
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        self.document: Document | None = None
+        if DOCUMENT_KEY in header.metadata or HEADER_KEY in header.metadata:
+            if not seal_holds(header.raw):
+                raise _damaged_header(header)
+            self.document = decode_document(header.metadata.get(DOCUMENT_KEY, "{}"), header.path)
+            try:
+                check(self.document, header)
+            except FormatError as cause:
+                raise FormatError(
+                    f"torchkeep's metadata in {header.path!r} contradicts itself: {cause}"
+                ) from cause
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self.header.path
+
+    @cached_property
+    def digests(self) -> ChunkDigests | None:
+        """The digests of all chunks; None for a file that something else wrote."""
+        if self.document is None:
+            return None
+        return ChunkDigests(self.document.digests, self.document.chunk, self.header.entries)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every name, aliases and views included, in the order of what was saved; hidden entries are not."""
+        if self.document is None:
+            return tuple(self.header.entries)
+        if self.document.order:
+            return self.document.order
+        hidden = set(self.document.hidden)
+        return tuple(name for name in self.header.entries if name not in hidden)
+
+    def owner(self, name: str) -> str:
+        """Return the name that a tensor is kept under: itself, unless it is an alias."""
+        return name if self.document is None else self.document.aliases.get(name, name)
+
+    def view(self, name: str) -> View | None:
+        """Return how an owner's tensor shares the memory of an entry; None when it is an entry itself."""
+        return None if self.document is None else self.document.views.get(name)
+
+    def stored(self, name: str) -> Stored:
+        """Return where the bytes of entry ``name`` are, and what they mean."""
+        entry = self.header.entries[name]
+        start, stop = self.header.span(name)
+        dtype, shape, strides = BY_CODE[entry.dtype].name, entry.shape, None
+        if self.document is not None:
+            strides = self.document.strides.get(name)
+            if name in self.document.dtypes:
+                dtype, shape = self.document.dtypes[name], shape[:-1]
+        return Stored(name, dtype, shape, start, stop, strides)
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The rows: the same that the live model gave, its non-persistent buffers excepted."""
+        if self.document is None:
+            codes = {code: info.name for code, info in BY_CODE.items()}
+            rows = [Row(name, entry.shape, codes[entry.dtype]) for name, entry in self.header.entries.items()]
+            return Listing(rows, None, self.path)
+        return Listing(_rows(self, self.document), _modules(self.document), self.path)
+
+
+def open_contents(path: str | os.PathLike[str]) -> Contents:
+    """Read the header of a file and what it says.
+
+    Raises:
+        FormatError: it is no file that can be read, or it contradicts itself.
+        DamageError: it is cut short, or its header is not the one that was written.
+        NewerFormatError: a later version of torchkeep wrote it.
+        StorageError: the file can't be read.
+    """
+    with FileReader(path) as file:
+        return Contents(header_of(file))
+
+
+def _damaged_header(header: Header) -> DamageError:
+    error = DamageError(
+        f"the header of {header.path!r} (bytes 0 to {header.data_start}) is not the one that torchkeep wrote: its "
+        "digest differs, so it is damaged, or another tool has changed it; copy or save the file again"
+    )
+    error.file, error.start, error.stop = header.path, 0, header.data_start
+    return error
+
+
+def _rows(contents: Contents, document: Document) -> list[Row]:
+    facts = document.module
+    aliases: dict[str, list[str]] = {}
+    for alias, owner in document.aliases.items():
+        aliases.setdefault(owner, []).append(alias)
+    types = None if facts is None else _modules(document)
+    buffers = frozenset(() if facts is None else facts.buffers)
+    frozen = frozenset(() if facts is None else facts.frozen)
+    rows = []
+    for owner in dict.fromkeys(map(contents.owner, contents.names)):
+        dtype, shape = _dtype_and_shape(contents, owner)
+        kind: Kind | None = None
+        trainable = module_type = None
+        plain: tuple[str, ...] = ()
+        if facts is not None and types is not None:
+            kind = "buffer" if owner in buffers else "parameter"
+            trainable = kind == "parameter" and owner not in frozen
+            plain = facts.plain.get(owner, ())
+            found = types.get(parent(plain[0] if plain else owner))
+            module_type = found.name if found else None
+        others = tuple(sorted(aliases.get(owner, ()), key=natural_key))
+        rows.append(Row(owner, shape, dtype, "cpu", kind, True, trainable, module_type, others, plain))  # noqa: FBT003 - Row's order
+    return rows
+
+
+def _dtype_and_shape(contents: Contents, owner: str) -> tuple[str, tuple[int, ...]]:
+    found = contents.view(owner) or contents.stored(owner)
+    return found.dtype, found.shape
+
+
+def _modules(document: Document) -> dict[str, TypeInfo] | None:
+    if document.module is None:
+        return None
+    types = [TypeInfo(lineage) for lineage in document.module.lineages]
+    return {path: types[index] for path, index in document.module.modules.items()}
