@@ -8,6 +8,7 @@
     ├── SourceError (TypeError)        the object given is nothing that parameters can be read from
     ├── TableError (ValueError)        the operation does not fit the table (freezing a file, mixing two models)
     ├── StructureError (RuntimeError)  a module could not be run to see its shapes
+    ├── BlockError (ValueError)        a block of tk.nn that can't be made as asked, or got a tensor that does not fit
     ├── RuleError (ValueError)         rules that leave parameters unclaimed, never win, or can't be carried out
     ├── TieError (ValueError)          tensors that can't be tied, or ties that could not be kept
     ├── MaterializeError (ValueError)  a tensor that could not be rebuilt from the meta device
@@ -17,6 +18,7 @@
     ├── LoadError (ValueError)         the source does not fit the model; nothing was touched
     ├── FormatError (ValueError)       the file is not what it should be
     │   ├── NewerFormatError           it was written by a later torchkeep
+    │   ├── UnsafeFileError            it asks for something to be imported, called or changed; nothing was
     │   └── DamageError                a digest or a size does not match: tensor, file and byte range are named
     └── StorageError (OSError)         the operating system refused
         └── MissingFileError (FileNotFoundError)
@@ -90,7 +92,17 @@ class TableError(TorchkeepError, ValueError):
 
 
 class StructureError(TorchkeepError, RuntimeError):
-    """The module could not be run on the given inputs, so its shapes can't be shown."""
+    """The module could not be run on the given inputs, so its shapes can't be shown.
+
+    Attributes:
+        path: the module that it happened in; empty for the root, and when it happened in none.
+    """
+
+    path: str = ""
+
+
+class BlockError(TorchkeepError, ValueError):
+    """A block of `torchkeep.nn` that can't be made as asked, or that was given a tensor which does not fit."""
 
 
 class RuleError(TorchkeepError, ValueError):
@@ -145,6 +157,18 @@ class FormatError(TorchkeepError, ValueError):
 
 class NewerFormatError(FormatError):
     """The file was written by a later version of torchkeep."""
+
+
+class UnsafeFileError(FormatError):
+    """The file asks for code: a class or function by name, a call, an attribute. Nothing of that was done.
+
+    Attributes:
+        global_name: what it asked for, such as ``"os.system"``; empty when it names nothing.
+        offset: where in the file it asks, in bytes.
+    """
+
+    global_name: str = ""
+    offset: int = 0
 
 
 class DamageError(FormatError):
