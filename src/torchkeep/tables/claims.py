@@ -203,8 +203,8 @@ def raise_problems(problems: Sequence[str], headline: str) -> None:
     """
     if not problems:
         return
-    text = problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
-    error = RuleError(f"{headline}: {text}")
+    listed = f" {problems[0]}" if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
+    error = RuleError(f"{headline}:{listed}")
     error.problems = tuple(problems)
     raise error
 
