@@ -1,0 +1,197 @@
+"""Says why a selector matches nothing: which part of it found nothing, and what is near.
+
+Only run when there is an error to write, so it may evaluate parts of the selector, and corrected ones, again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torchkeep.errors import MissingFieldError, NoMatchError
+from torchkeep.selectors.matching import evaluate
+from torchkeep.selectors.mending import explain_names, explain_regex
+from torchkeep.selectors.scopes import Scope, Source
+from torchkeep.selectors.suggest import alternatives, nearest
+from torchkeep.selectors.syntax import (
+    Chain,
+    Deep,
+    Field,
+    Inside,
+    Names,
+    Node,
+    Not,
+    Regex,
+    State,
+    Type,
+    Union,
+    Where,
+    chain,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torchkeep.rows import Listing
+
+_SHOWN = 3
+_LENIENCY = "where that is all right, use tk.select(..., allow_empty=True)"
+
+
+class Reason(NamedTuple):
+    """Why a node matches nothing, as a clause, and the nearest selectors that match something."""
+
+    why: str
+    nearest: tuple[Node, ...] = ()
+
+
+def no_match(node: Node, text: str, listing: Listing) -> NoMatchError:
+    """Build the error for a selector that selects nothing.
+
+    Args:
+        node: the selector's tree.
+        text: the selector as the user knows it.
+        listing: what it was evaluated on.
+    """
+    scope = Scope.whole(Source(listing))
+    items = range(len(listing.rows))
+    why, found = _explain(node, scope, items) if items else Reason(f"{listing.source} has no tensors")
+    close = tuple(dict.fromkeys(map(str, found)))[:_SHOWN]
+    hint = f"did you mean {alternatives(close)}?" if close else _LENIENCY
+    error = NoMatchError(f"`{text}` matches nothing in {listing.source}: {why}; {hint}")
+    error.wanted, error.nearest = text, close
+    return error
+
+
+def _explain(node: Node, scope: Scope, items: Sequence[int]) -> Reason:
+    """Explain why ``node`` selects none of ``items``, of which there are some."""
+    return _EXPLAINERS[type(node)](node, scope, items)
+
+
+def _explain_names(node: Names, scope: Scope, items: Sequence[int]) -> Reason:
+    # Right of `>` the highest number depends on the module too; only suggestions such as `[-1]` are lost with it.
+    highest = scope.source.highest if scope.roots is None else _no_numbers
+    return Reason(*explain_names(node, [name for item in items for name in scope.names_of(item)], highest))
+
+
+def _no_numbers(_: str | None) -> None:
+    return None
+
+
+def _explain_regex(node: Regex, scope: Scope, items: Sequence[int]) -> Reason:
+    return Reason(*explain_regex(node, [name for item in items for name in scope.names_of(item)]))
+
+
+def _explain_state(node: State, scope: Scope, items: Sequence[int]) -> Reason:
+    del scope, items
+    return Reason(f"no tensor is `{node}`")
+
+
+def _explain_not(node: Not, scope: Scope, items: Sequence[int]) -> Reason:
+    del scope, items
+    return Reason(f"`{node.inner}` matches everything")
+
+
+def _explain_where(node: Where, scope: Scope, items: Sequence[int]) -> Reason:
+    del scope
+    return Reason(f"`{node}` is true of none of {len(items)} tensors")
+
+
+def _explain_type(node: Type, scope: Scope, items: Sequence[int]) -> Reason:
+    if not scope.source.paths_of((node,)):
+        return _explain_class(node, scope.source.listing)
+    around = Inside((node,), Names((Deep(),)))
+    why = f"a module of class `{node}` owns no tensor directly"
+    if evaluate(around, scope, items):
+        return Reason(f"{why}, only through modules in it", (around,))
+    return Reason(f"{why} or through modules in it")
+
+
+def _explain_class(node: Type, listing: Listing) -> Reason:
+    """Explain why no module is of a class."""
+    infos = {id(info): info for info in (listing.modules or {}).values()}.values()
+    classes = [one for info in infos for one in (info.lineage[:1] if node.exact else info.lineage)]
+    wanted = node.name.rpartition(".")[2]
+    elsewhere = [f"{module}.{name}" for module, name in classes if name.rpartition(".")[2] == wanted]
+    close = dict.fromkeys(elsewhere) or nearest(wanted, (name.rpartition(".")[2] for _, name in classes))
+    return Reason(f"no module is of class `{node}`", tuple(Type(name, node.exact) for name in close))
+
+
+def _explain_inside(node: Inside, scope: Scope, items: Sequence[int]) -> Reason:
+    paths = scope.source.paths_of(node.types)
+    if not paths:
+        reasons = [_explain_class(one, scope.source.listing) for one in node.types]
+        classes = [one for reason in reasons for one in reason.nearest if isinstance(one, Type)]
+        why = "; ".join(reason.why for reason in reasons)
+        return Reason(why, tuple(Inside((one,), node.inner) for one in classes))
+    inner, _ = scope.inside(items, paths)
+    what = alternatives(map(str, node.types))
+    if not inner.rows:
+        return Reason(f"modules of class {what} hold no tensor")
+    why, close = _explain(node.inner, inner, range(len(inner.rows)))
+    return Reason(f"in modules of class {what}, {why}", tuple(Inside(node.types, one) for one in close))
+
+
+def _explain_field(node: Field, scope: Scope, items: Sequence[int]) -> Reason:
+    rows = [scope.row(item) for item in items]
+    if node.name in ("ndim", "numel", "nbytes"):
+        values = [getattr(row, node.name) for row in rows]
+        low, high = min(values), max(values)
+        found = f"runs from {low} to {high}" if low < high else f"is always {low}"
+        return Reason(f"no tensor has `{node}`: {node.name} {found}")
+    counts = Counter(getattr(row, node.name) for row in rows)
+    present = [Field(node.name, "=", value) for value, _ in counts.most_common(_SHOWN)]
+    return Reason(f"no tensor has `{node}`", tuple(present) if node.comparison == "=" else ())
+
+
+def _explain_chain(node: Chain, scope: Scope, items: Sequence[int]) -> Reason:
+    found = evaluate(node.first, scope, items)
+    if not found:
+        return _of_part(node.first, scope, items)
+    position = 0
+    while True:  # until the step that leaves nothing
+        sign, step = node.rest[position]
+        hit = set(evaluate(step, scope, found))
+        left = [item for item in found if (item in hit) == (sign == "&")]
+        if not left:
+            break
+        found, position = left, position + 1
+    before = chain(node.first, node.rest[:position])
+    if sign == "-":
+        return Reason(f"`{step}` takes away all that `{before}` matches")
+    if _finds_nothing(step, scope, items):
+        return _of_part(step, scope, items)
+    return Reason(f"no tensor that `{before}` matches is matched by `{step}` too")
+
+
+def _finds_nothing(node: Node, scope: Scope, items: Sequence[int]) -> bool:
+    try:
+        return not evaluate(node, scope, items)
+    except MissingFieldError:  # it is asked here of rows that the selector had left out before it asked
+        return False
+
+
+def _explain_union(node: Union, scope: Scope, items: Sequence[int]) -> Reason:
+    reasons = [_of_part(part, scope, items) for part in node.parts[:_SHOWN]]
+    more = len(node.parts) - len(reasons)
+    whys = [reason.why for reason in reasons] + ([f"nor do {more} more parts"] if more else [])
+    return Reason("; ".join(whys), tuple(one for reason in reasons for one in reason.nearest))
+
+
+def _of_part(node: Node, scope: Scope, items: Sequence[int]) -> Reason:
+    why, close = _explain(node, scope, items)
+    return Reason(f"`{node}` finds nothing, as {why}", close)
+
+
+_EXPLAINERS: dict[type, Callable[[Any, Scope, Sequence[int]], Reason]] = {
+    Names: _explain_names,
+    Regex: _explain_regex,
+    Type: _explain_type,
+    Inside: _explain_inside,
+    State: _explain_state,
+    Field: _explain_field,
+    Where: _explain_where,
+    Not: _explain_not,
+    Chain: _explain_chain,
+    Union: _explain_union,
+}
