@@ -1,0 +1,165 @@
+"""Drawing: values that depend only on seed, name, global shape and global index.
+
+The elements of a tensor, in row-major order of its global shape, are cut into chunks of 65,536. Each chunk is
+drawn whole, under its own keyed stream, so any chunk can be drawn by any thread, or alone for a shard.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from struct import Struct
+from threading import Thread
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import torch
+
+from torchkeep.init.distributions import Desk, Distribution
+from torchkeep.tensors.streams import secret
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+SCHEME: Final = 1
+"""Version of the scheme: it changes whenever the value of any element does."""
+CHUNK: Final = 1 << 16
+_LANES: Final = 16
+"""Chunks are drawn in multiples of this: torch's normal_ treats what is left over in another way."""
+_SMALL: Final = 1 << 12
+"""Below this many elements a tensor takes less time than handing it to a thread."""
+_NUMBER: Final = Struct("<Q").pack
+
+_Task: TypeAlias = "tuple[Job, bytes, int]"
+"""A chunk to draw: its job, the job's message, and the index of its first element."""
+
+
+def seed_secret(seed: int) -> bytes:
+    """Return the 32 bytes that stand for a seed, an integer of any size and sign."""
+    return secret("torchkeep.init", SCHEME, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One tensor to be drawn.
+
+    Attributes:
+        distribution: what its elements are drawn from.
+        secret: from `seed_secret`.
+        name: canonical name.
+        shape: global shape.
+        out: where the values go, as many as ``shape`` has elements (twice as many reals for a complex tensor):
+            contiguous, 1-D, on the CPU, of a real floating dtype.
+    """
+
+    distribution: Distribution
+    secret: bytes
+    name: str
+    shape: tuple[int, ...]
+    out: torch.Tensor
+
+    @property
+    def message(self) -> bytes:
+        """Spell the rest of the key: name and shape, with their lengths, so that no two are spelled alike."""
+        name = self.name.encode("utf-8", "surrogatepass")
+        return b"".join((_NUMBER(len(name)), name, _NUMBER(len(self.shape)), *map(_NUMBER, self.shape)))
+
+
+def drawing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the real dtype that values of ``dtype`` are drawn in, before they are rounded."""
+    return torch.float64 if dtype in {torch.float64, torch.complex128} else torch.float32
+
+
+def draw(jobs: Sequence[Job]) -> None:
+    """Draw every job, with as many threads as torch uses on the CPU. The values don't depend on how many.
+
+    Args:
+        jobs: what to draw; their outputs must not overlap.
+    """
+    large: list[_Task] = []
+    with one_torch_thread() as threads:
+        desk = Desk()
+        for job in jobs:
+            size, message = job.out.numel(), job.message
+            if size >= _SMALL:
+                large.extend((job, message, start) for start in range(0, size, CHUNK))
+            elif size:
+                _fill_chunk(desk, job, message, 0, job.out)
+        _in_threads(threads, large, desk)
+
+
+def draw_range(job: Job, start: int, total: int) -> None:
+    """Draw only some elements of a tensor, on this thread.
+
+    Args:
+        job: its ``out`` holds the elements from ``start`` on.
+        start: index of the first, in the flattened tensor (counting reals).
+        total: how many elements (reals) the whole tensor has.
+    """
+    desk = Desk()
+    stop = start + job.out.numel()
+    message = job.message
+    for first in range(start - start % CHUNK, stop, CHUNK):
+        size = min(CHUNK, total - first)
+        room = torch.empty(size, dtype=drawing_dtype(job.out.dtype), device="cpu")
+        _fill_chunk(desk, job, message, first, room)
+        low, high = max(start, first), min(stop, first + size)
+        job.out[low - start : high - start] = room[low - first : high - first]
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[int]:
+    """Let torch use one thread for each operation inside, and yield how many it used before.
+
+    Two threads of ours that each start torch's own would share the cores with them; and results of LAPACK, say,
+    may depend on the number of threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_threads(threads: int, tasks: Iterable[_Task], desk: Desk) -> None:
+    """Draw all chunks with up to ``threads`` threads, this one included, and raise the first thing that failed."""
+    waiting = deque(tasks)
+    failures: list[BaseException] = []
+
+    def work(desk: Desk | None = None) -> None:
+        try:
+            desk = desk or Desk()
+            while waiting and not failures:
+                try:
+                    job, message, start = waiting.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                _fill_chunk(desk, job, message, start, job.out[start : start + CHUNK])
+        except BaseException as failure:  # noqa: BLE001 - raised again below, in the thread that was called
+            failures.append(failure)
+
+    helpers = [Thread(target=work, name="torchkeep-init") for _ in range(min(threads, len(waiting)) - 1)]
+    for helper in helpers:
+        helper.start()
+    work(desk)
+    for helper in helpers:
+        helper.join()
+    if failures:
+        raise failures[0]
+
+
+def _fill_chunk(desk: Desk, job: Job, message: bytes, start: int, out: torch.Tensor) -> None:
+    """Draw the chunk that begins at ``start`` and put it into ``out``, rounded."""
+    size = out.numel()
+    drawn = size + -size % _LANES
+    dtype = drawing_dtype(out.dtype)
+    desk.stream.restart(
+        job.secret, message + _NUMBER(start // CHUNK), drawn * (2 if dtype is torch.float64 else 1)
+    )
+    if drawn == size and out.dtype is dtype:
+        job.distribution.fill(out, desk)
+        return
+    room = desk.spare(drawn, dtype)
+    job.distribution.fill(room, desk)
+    out.copy_(room[:size])
