@@ -38,7 +38,7 @@ class TypeInfo(Struct, frozen=True):
         return ".".join(self.lineage[0])
 
 
-class Row(Struct, frozen=True):
+class Row(Struct, frozen=True, gc=False):  # rows hold no cycles, and there may be 100,000 of them
     """One tensor, under its owner's name.
 
     Attributes:
