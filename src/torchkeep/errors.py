@@ -8,7 +8,7 @@
     ├── SourceError (TypeError)        the object given is nothing that parameters can be read from
     ├── TableError (ValueError)        the operation does not fit the table (freezing a file, mixing two models)
     ├── StructureError (RuntimeError)  a module could not be run to see its shapes
-    ├── BlockError (ValueError)        a block of tk.nn that can't be made as asked, or got a tensor that does not fit
+    ├── BlockError (ValueError)        a block of tk.nn that can't be made, or a tensor that does not fit it
     ├── RuleError (ValueError)         rules that leave parameters unclaimed, never win, or can't be carried out
     ├── TieError (ValueError)          tensors that can't be tied, or ties that could not be kept
     ├── MaterializeError (ValueError)  a tensor that could not be rebuilt from the meta device
@@ -16,6 +16,9 @@
     │   └── UnknownBlockError (KeyError)   a block id that is not registered
     ├── UnsavableError (TypeError)     a value that can't be kept without pickle, named by its path
     ├── LoadError (ValueError)         the source does not fit the model; nothing was touched
+    ├── CheckError (ValueError)        a check can't be run as asked
+    │   └── LayerCallError (RuntimeError)  the layer does not run on the inputs given
+    ├── ChecksFailedError (AssertionError) a layer does not behave; the sentence is the report
     ├── FormatError (ValueError)       the file is not what it should be
     │   ├── NewerFormatError           it was written by a later torchkeep
     │   ├── UnsafeFileError            it asks for something to be imported, called or changed; nothing was
@@ -149,6 +152,18 @@ class LoadError(TorchkeepError, ValueError):
     """
 
     problems: tuple[str, ...] = ()
+
+
+class CheckError(TorchkeepError, ValueError):
+    """A check can't be run as asked: an unknown name, a factory that makes no module."""
+
+
+class LayerCallError(CheckError, RuntimeError):
+    """The layer does not run on the inputs given; its own error is the cause."""
+
+
+class ChecksFailedError(TorchkeepError, AssertionError):
+    """A layer does not behave; the sentence is the report."""
 
 
 class FormatError(TorchkeepError, ValueError):

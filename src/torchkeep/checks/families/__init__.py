@@ -1,0 +1,3 @@
+"""The checks, one module for each family. Importing this registers them all, in the order of the report."""
+
+from torchkeep.checks.families import purity as purity

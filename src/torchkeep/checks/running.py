@@ -1,0 +1,191 @@
+"""Run the checks on a layer, each on its own, and leave everything as it was."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from torchkeep.checks.declaring import Declare
+from torchkeep.checks.registry import Check, NotApplicable, all_checks
+from torchkeep.checks.reporting import CheckReport, Finding, Result
+from torchkeep.checks.subject import Subject, source_of, undisturbed
+from torchkeep.errors import CheckError, ChecksFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    Given = nn.Module | Callable[[], nn.Module]
+
+
+def check(
+    layer: Given,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    declare: Declare | None = None,
+    expected: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
+    skip: Collection[str] = (),
+) -> CheckReport:
+    """Check that a layer behaves.
+
+    Nothing of the caller's changes: the layer's values, mode, hooks and gradients, the inputs, random states, grad
+    mode, default dtype and device, thread count.
+
+    Args:
+        layer: the layer, or a function without arguments that makes one. With a function, the checks that need
+            fresh instances apply too.
+        *args: positional inputs for its forward.
+        kwargs: keyword inputs.
+        declare: what the layer means to do; see `Declare`.
+        expected: names of checks that are known to fail, with the reason.
+        only: names of the checks to run; None: all but those that are opt-in since they are slow.
+        skip: names of checks to leave out.
+
+    Raises:
+        LayerCallError: the layer does not run on these inputs at all.
+        CheckError: a name is no check's, or the factory makes no module.
+    """
+    chosen = _chosen(only, skip, expected or {})
+    # The factory may draw, and the first call may reseed: what is put back is what was there before both.
+    with undisturbed(layer if isinstance(layer, nn.Module) else None):
+        subject = Subject(layer, args, kwargs or {}, declare or Declare())
+        with undisturbed(subject.layer), _kept(subject):
+            subject.first_call()
+        results: dict[str, Result] = {}
+        for name, one in chosen.items():
+            results[name] = _expected(_run(one, subject, results), (expected or {}).get(name))
+    asked = [result for name, result in results.items() if only is None or name in only]
+    return CheckReport(type(subject.layer).__name__, tuple(asked))
+
+
+@dataclass(frozen=True)
+class CheckCase:
+    """One check of one layer, to be called by a test.
+
+    Attributes:
+        name: the check's name.
+        run: runs it, and those it needs.
+    """
+
+    name: str
+    run: Callable[[], CheckReport]
+
+    @property
+    def __name__(self) -> str:  # pytest takes a parameter's name from here
+        return self.name
+
+    def __call__(self) -> None:
+        """Run the check.
+
+        Raises:
+            ChecksFailedError: it failed.
+        """
+        report = self.run()
+        if report.failed:
+            raise ChecksFailedError(str(report))
+
+
+def check_cases(factory: Given, *args: Any, skip: Collection[str] = (), **options: Any) -> list[CheckCase]:
+    """Return one case for each check, for ``@pytest.mark.parametrize("case", tk.check_cases(...))``.
+
+    Args:
+        factory: as for `check`, and so are the other arguments; ``only`` limits the cases.
+        *args: positional inputs for the layer.
+        skip: names of checks to leave out.
+        **options: ``kwargs``, ``declare``, ``expected`` and ``only`` as for `check`.
+    """
+    names = _chosen(options.pop("only", None), skip, options.get("expected") or {}, with_needed=False)
+
+    def case(name: str) -> CheckCase:
+        return CheckCase(name, lambda: check(factory, *args, only=(name,), **options))
+
+    return [case(name) for name in names]
+
+
+def _chosen(
+    only: Collection[str] | None, skip: Collection[str], expected: Mapping[str, str], *, with_needed: bool = True
+) -> dict[str, Check]:
+    """Return the checks to run, with those they need, in order."""
+    known = all_checks()
+    for asked in (*(only or ()), *skip, *expected):
+        if asked not in known:
+            from torchkeep.selectors.suggest import nearest  # noqa: PLC0415 - only this error needs it
+
+            near = ", ".join(nearest(asked, known))
+            raise CheckError(f"there is no check {asked!r}; the nearest: {near or ', '.join(known)}")
+    wanted = {name for name, one in known.items() if (name in only if only is not None else not one.opt_in)}
+    if with_needed:
+        for name in reversed(known):
+            if name in wanted:
+                wanted.update(known[name].needs)
+    return {name: one for name, one in known.items() if name in wanted and name not in skip}
+
+
+def _run(one: Check, subject: Subject, before: Mapping[str, Result]) -> Result:
+    """Run one check in isolation and say what became of it."""
+    result = Result(one.name, one.family, "passed")
+    failed = [needed for needed in one.needs if needed in before and before[needed].status == "failed"]
+    if failed:
+        return replace(result, status="not applicable", message=f"{failed[0]} failed, which this one rests on")
+    if one.factory and subject.make is None:
+        reason = "it needs fresh instances: give a function that makes the layer instead of an instance"
+        return replace(result, status="not applicable", message=reason)
+    start = time.perf_counter()
+    with undisturbed(subject.layer), _kept(subject):
+        try:
+            findings = list(one.body(subject))
+        except NotApplicable as reason:
+            result = replace(result, status="not applicable", message=str(reason))
+            findings = []
+        except Exception as error:  # noqa: BLE001 - a broken layer may raise anything; it is told, not swallowed
+            findings = [_raised(error)]
+    return replace(_summary(result, findings), seconds=time.perf_counter() - start)
+
+
+def _raised(error: Exception) -> Finding:
+    return Finding(
+        f"the layer ran on the inputs as given, but raised {type(error).__name__} in this check: {error}",
+        "make the layer run there too, or list the check in `expected` with the reason",
+        where=source_of(error),
+    )
+
+
+def _summary(result: Result, findings: list[Finding]) -> Result:
+    """Fold the findings of one check into its result; failures hide warnings."""
+    severe = [finding for finding in findings if finding.severe]
+    told = severe or findings
+    if not told:
+        return result
+    return replace(
+        result,
+        status="failed" if severe else "warned",
+        tensor=", ".join(dict.fromkeys(finding.tensor for finding in told if finding.tensor)),
+        message="; ".join(dict.fromkeys(finding.message for finding in told)),
+        fix="; ".join(dict.fromkeys(finding.fix for finding in told)),
+        where=", ".join(dict.fromkeys(finding.where for finding in told if finding.where)),
+    )
+
+
+def _expected(result: Result, reason: str | None) -> Result:
+    """Apply the caller's expectation of a failure."""
+    if reason is None:
+        return result
+    if result.status == "failed":
+        return replace(result, status="expected failure", message=f"{reason} ({result.message})")
+    if result.status == "passed":
+        message = f"it was expected to fail ({reason}), but passes"
+        return replace(result, status="unexpectedly passed", message=message, fix="remove it from `expected`")
+    return result
+
+
+@contextmanager
+def _kept(subject: Subject) -> Iterator[None]:
+    """Keep the caller's inputs as they are, should a check hand one over by mistake."""
+    saved = [(tensor, tensor._version) for tensor in subject.input_tensors.values()]  # noqa: SLF001 - torch's counter
+    yield
+    changed = [tensor for tensor, version in saved if tensor._version != version]  # noqa: SLF001
+    assert not changed, "a check changed the caller's inputs"

@@ -1,0 +1,157 @@
+"""Global state that a layer must leave alone: random generators and settings, captured, compared and put back."""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.nn.modules import module as torch_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Setting(NamedTuple):
+    """One piece of global state.
+
+    Attributes:
+        read: returns its value, which is never changed afterwards.
+        write: puts a value back.
+        random: whether it is the state of a random generator.
+    """
+
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    random: bool = False
+
+
+def _read_hooks() -> list[tuple[str, dict[Any, Any]]]:
+    return [(name, dict(held)) for name, held in vars(torch_module).items() if _is_hooks(name, held)]
+
+
+def _write_hooks(saved: list[tuple[str, dict[Any, Any]]]) -> None:
+    for name, content in saved:
+        held = vars(torch_module)[name]
+        held.clear()
+        held.update(content)
+
+
+def _is_hooks(name: str, held: object) -> bool:
+    return name.startswith("_global_") and name.endswith("hooks") and isinstance(held, dict)
+
+
+def _write_device(device: torch.device) -> None:
+    if torch.get_default_device() != device:
+        torch.set_default_device(device)
+
+
+def _read_accelerator() -> dict[torch.device, torch.Tensor]:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return {}
+    module = torch.get_device_module(accelerator)
+    devices = [torch.device(accelerator.type, index) for index in range(torch.accelerator.device_count())]
+    return {device: module.get_rng_state(device) for device in devices}
+
+
+def _write_accelerator(states: dict[torch.device, torch.Tensor]) -> None:
+    for device, state in states.items():
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _numpy_random() -> Any:
+    return sys.modules.get("numpy.random")
+
+
+def _write_numpy(state: Any) -> None:
+    if state is not None:
+        _numpy_random().set_state(state)
+
+
+def _write_autocast(value: tuple[bool, torch.dtype]) -> None:
+    torch.set_autocast_enabled("cpu", value[0])
+    torch.set_autocast_dtype("cpu", value[1])
+
+
+SETTINGS: dict[str, Setting] = {
+    "torch's random state": Setting(torch.get_rng_state, torch.set_rng_state, random=True),
+    "the accelerator's random state": Setting(_read_accelerator, _write_accelerator, random=True),
+    "Python's random state": Setting(random.getstate, random.setstate, random=True),
+    "numpy's random state": Setting(
+        lambda: _numpy_random() and _numpy_random().get_state(), _write_numpy, random=True
+    ),
+    "grad mode": Setting(torch.is_grad_enabled, torch.set_grad_enabled),
+    "the default dtype": Setting(torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": Setting(torch.get_default_device, _write_device),
+    "the number of threads": Setting(torch.get_num_threads, torch.set_num_threads),
+    "deterministic algorithms": Setting(
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
+    ),
+    "anomaly detection": Setting(
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda value: torch.autograd.set_detect_anomaly(*value),
+    ),
+    "autocast on the CPU": Setting(
+        lambda: (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        _write_autocast,
+    ),
+    "float32 matmul precision": Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "flush of denormals": Setting(lambda: (torch.tensor([1e-40]) * 1.0).item() == 0.0, torch.set_flush_denormal),
+    "hooks on all modules": Setting(_read_hooks, _write_hooks),
+}
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The values of all settings at one moment."""
+
+    values: dict[str, Any]
+
+    @classmethod
+    def now(cls) -> Captured:
+        """Read every setting."""
+        return cls({name: setting.read() for name, setting in SETTINGS.items()})
+
+    def restore(self) -> None:
+        """Put every setting back."""
+        for name, value in self.values.items():
+            SETTINGS[name].write(value)
+
+    def changed(self, *, random: bool) -> list[str]:
+        """Return the names of the settings (random generators, or all others) whose values are others by now."""
+        return [
+            name
+            for name, setting in SETTINGS.items()
+            if setting.random is random and not _same(self.values[name], setting.read())
+        ]
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Compare nested values in which tensors and arrays may sit."""
+    if isinstance(before, torch.Tensor):
+        return isinstance(after, torch.Tensor) and torch.equal(before, after)
+    if isinstance(before, dict):
+        return (
+            isinstance(after, dict)
+            and list(before) == list(after)
+            and _same([*before.values()], [*after.values()])
+        )
+    if isinstance(before, tuple | list):
+        return len(before) == len(after) and all(map(_same, before, after))
+    same = before == after
+    return bool(same.all()) if hasattr(same, "all") else bool(same)
+
+
+def reseed(seed: int) -> None:
+    """Seed every generator that code may draw from, so that two runs can be compared."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if _numpy_random() is not None:
+        _numpy_random().seed(seed % 2**32)
