@@ -1,0 +1,40 @@
+"""Memory that the disk can be read into and written from without a detour through the page cache."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Final
+
+PAGE: Final = 4096
+"""Positions, lengths and addresses of direct I/O are multiples of this; no common disk asks for more."""
+
+
+class Buffer:
+    """A block of memory that begins at a page, zeroed.
+
+    Attributes:
+        view: its bytes.
+        address: where it begins.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = mmap.mmap(-1, max(size, 1))
+        self.view = memoryview(self._memory)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+
+def aligned_part(start: int, buffer: Buffer, begin: int, end: int) -> tuple[int, int]:
+    """Return the part of ``buffer[begin:end]`` that direct I/O at position ``start`` can carry; it may be empty.
+
+    Returns:
+        Its first byte in the buffer and one past its last.
+    """
+    if (buffer.address + begin - start) % PAGE:
+        return begin, begin
+    first = begin + -start % PAGE
+    last = end - (start + end - begin) % PAGE
+    return (first, last) if first < last else (begin, begin)

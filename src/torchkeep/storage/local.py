@@ -1,0 +1,246 @@
+"""The local file system: positional reads and writes, past the page cache where that is possible and pays.
+
+Direct I/O (O_DIRECT) carries the whole pages of a large read or write, ordinary I/O the rest; where the file
+system refuses direct I/O, ordinary I/O carries everything. What is in the page cache already is read from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from torchkeep.errors import StorageError
+from torchkeep.formats.opening import FileReader, refused, truncated
+from torchkeep.storage.buffers import Buffer, aligned_part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Result = TypeVar("_Result")
+
+_DIRECT: Final = getattr(os, "O_DIRECT", 0)
+_PAYS_FROM: Final = 256 * 1024
+"""Shorter reads and writes go through the page cache."""
+_IF_CACHED: Final = getattr(os, "RWF_NOWAIT", 0)
+_NO_SUCH_IO: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""What file systems say to kinds of I/O that they don't have."""
+
+
+class LocalWriter:
+    """A new local file; see `WritableFile`."""
+
+    def __init__(self, path: str, mode: int | None) -> None:
+        self._path = path
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = _call("write", path, lambda: os.open(path, flags, 0o666 if mode is None else 0o600))
+        self._direct: int | None = None
+        try:
+            if mode is not None:
+                _call("set the permissions of", path, lambda: os.fchmod(self._descriptor, mode))
+            self._direct = _open_direct(path, os.O_WRONLY)
+        except BaseException:
+            self.close()
+            os.unlink(path)  # noqa: PTH108 - as everywhere here, the path is text
+            raise
+
+    def write(self, start: int, buffer: Buffer, begin: int, end: int) -> None:
+        """Write ``buffer[begin:end]`` at position ``start``."""
+        first, last = aligned_part(start, buffer, begin, end) if end - begin >= _PAYS_FROM else (begin, begin)
+        first, last = self._write_direct(start - begin, buffer, first, last)
+        self._write(start, buffer.view[begin:first])
+        self._write(start - begin + last, buffer.view[last:end])
+
+    def _write_direct(self, shift: int, buffer: Buffer, first: int, last: int) -> tuple[int, int]:
+        """Write what direct I/O can carry, and return what it carried."""
+        position = first
+        while self._direct is not None and position < last:
+            try:
+                position += os.pwrite(self._direct, buffer.view[position:last], shift + position)
+            except OSError as cause:
+                if cause.errno not in _NO_SUCH_IO:
+                    raise refused(cause, "write", self._path) from cause
+                break
+        return first, position
+
+    def _write(self, start: int, view: memoryview) -> None:
+        try:
+            while view:
+                written = os.pwrite(self._descriptor, view, start)
+                view, start = view[written:], start + written
+        except OSError as cause:
+            raise refused(cause, "write", self._path) from cause
+
+    def sync(self) -> None:
+        """Return when everything written is durable."""
+        _call("sync", self._path, lambda: os.fsync(self._descriptor))
+
+    def close(self) -> None:
+        """Give the file back."""
+        descriptors, self._direct, self._descriptor = (self._direct, self._descriptor), None, -1
+        for descriptor in descriptors:
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+
+
+class LocalReader(FileReader):
+    """A local file; see `ReadableFile`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._opened = os.fstat(self._descriptor)
+        self._direct = _open_direct(path, os.O_RDONLY)
+        if self._direct is not None and not os.path.samestat(self._opened, os.fstat(self._direct)):
+            os.close(self._direct)  # the name leads to another file by now
+            self._direct = None
+
+    def fill(self, start: int, buffer: Buffer, begin: int, end: int) -> None:
+        """Fill ``buffer[begin:end]`` from position ``start``."""
+        shift = start - begin
+        cached = self._read_cached(start, buffer.view[begin:end])
+        begin += cached
+        first, last = (begin, begin)
+        if end - begin >= _PAYS_FROM:
+            first, last = aligned_part(shift + begin, buffer, begin, end)
+        first, last = self._read_direct(shift, buffer, first, last)
+        self._read(shift + begin, buffer.view[begin:first])
+        self._read(shift + last, buffer.view[last:end])
+
+    def _read_cached(self, start: int, view: memoryview) -> int:
+        """Read what the page cache holds at the beginning, and return how much that was."""
+        if not _IF_CACHED or self._direct is None or len(view) < _PAYS_FROM:
+            return 0
+        done = 0
+        while done < len(view):
+            try:
+                got = os.preadv(self._descriptor, [view[done:]], start + done, _IF_CACHED)
+            except OSError as cause:
+                if cause.errno in {errno.EAGAIN, *_NO_SUCH_IO}:
+                    break
+                raise refused(cause, "read", self.path) from cause
+            if not got:
+                break
+            done += got
+        return done
+
+    def _read_direct(self, shift: int, buffer: Buffer, first: int, last: int) -> tuple[int, int]:
+        """Read what direct I/O can carry, and return what it carried."""
+        position = first
+        while self._direct is not None and position < last:
+            try:
+                got = os.preadv(self._direct, [buffer.view[position:last]], shift + position)
+            except OSError as cause:
+                if cause.errno not in _NO_SUCH_IO:
+                    raise refused(cause, "read", self.path) from cause
+                break
+            if not got:
+                break
+            position += got
+        return first, position
+
+    def _read(self, start: int, view: memoryview) -> None:
+        stop = start + len(view)
+        try:
+            while view and (got := os.preadv(self._descriptor, [view], start)):
+                view, start = view[got:], start + got
+        except OSError as cause:
+            raise refused(cause, "read", self.path) from cause
+        if view:
+            raise truncated(self.path, stop - len(view), stop, start)
+
+    def has_changed(self) -> bool:
+        """Tell whether the file was written to since it was opened."""
+        now = os.fstat(self._descriptor)
+        return (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns)
+
+    def close(self) -> None:
+        """Give the file back."""
+        super().close()
+        direct, self._direct = getattr(self, "_direct", None), None
+        if direct is not None:
+            os.close(direct)
+
+
+class LocalStorage:
+    """The local file system; see `Storage`."""
+
+    def resolve(self, path: str) -> str:
+        """Return the file that ``path`` leads to through symbolic links."""
+        try:
+            return os.path.realpath(path)
+        except OSError as cause:
+            raise refused(cause, "write", path) from cause
+        except ValueError as cause:  # a NUL in the path
+            raise StorageError(f"can't write {path!r}: {cause}; check the path") from cause
+
+    def replaceable_mode(self, path: str) -> int | None:
+        """Return the permission bits of the regular file at ``path``, None when there is nothing."""
+        try:
+            status = os.stat(path)  # noqa: PTH116 - as everywhere here, the path is text
+        except FileNotFoundError:
+            return None
+        except OSError as cause:
+            raise refused(cause, "write", path) from cause
+        if not stat.S_ISREG(status.st_mode):
+            kind, code = "no regular file", errno.EINVAL
+            if stat.S_ISDIR(status.st_mode):
+                kind, code = "a directory", errno.EISDIR
+            raise _with_code(
+                StorageError(f"can't write {path!r}: it is {kind}; give the path of a file"), code, path
+            )
+        if not os.access(path, os.W_OK):
+            raise refused(PermissionError(errno.EACCES, os.strerror(errno.EACCES), path), "write", path)
+        return stat.S_IMODE(status.st_mode)
+
+    def create(self, path: str, mode: int | None) -> LocalWriter:
+        """Create a file that must not exist yet."""
+        return LocalWriter(path, mode)
+
+    def open(self, path: str) -> LocalReader:
+        """Open a file for reading."""
+        return LocalReader(path)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file the name ``new``, in place of what had it."""
+        _call("write", new, lambda: os.replace(old, new))  # noqa: PTH105
+
+    def remove(self, path: str) -> None:
+        """Remove a file."""
+        _call("remove", path, lambda: os.unlink(path))  # noqa: PTH108
+
+    def sync_directory(self, path: str) -> None:
+        """Return when the names in the directory of the file ``path`` are durable, if the system can do that."""
+        folder = os.path.dirname(path) or "."  # noqa: PTH120
+        descriptor = _call("sync the directory of", path, lambda: os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
+        try:
+            os.fsync(descriptor)
+        except OSError as cause:
+            if cause.errno not in _NO_SUCH_IO:
+                raise refused(cause, "sync the directory of", path) from cause
+        finally:
+            os.close(descriptor)
+
+
+LOCAL: Final = LocalStorage()
+
+
+def _open_direct(path: str, flags: int) -> int | None:
+    if not _DIRECT:
+        return None
+    try:
+        return os.open(path, flags | _DIRECT | os.O_CLOEXEC)
+    except OSError:  # refused here is not refused: ordinary I/O will do, or will say why not
+        return None
+
+
+def _call(doing: str, path: str, call: Callable[[], _Result]) -> _Result:
+    try:
+        return call()
+    except OSError as cause:
+        raise refused(cause, doing, path) from cause
+
+
+def _with_code(error: StorageError, code: int, path: str) -> StorageError:
+    error.errno, error.filename = code, path
+    return error
