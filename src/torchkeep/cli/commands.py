@@ -1,0 +1,80 @@
+"""The commands: what they are called, what they take, and what ``--help`` says."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+import torchkeep
+from torchkeep.cli.endings import DONE, write
+from torchkeep.cli.showing import show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_EXIT_CODES = """\b
+Exit codes:
+  0   done
+  1   the answer is "no": the selector matches nothing
+  2   usage: no such option, or the selector can't be read
+  3   the source can't be used: missing, damaged, no such format
+  70  a bug in torchkeep       74  the output can't be written
+  130 interrupted              141 the reader of the output has gone
+"""
+_EXAMPLES = """\b
+Examples:
+  torchkeep show model.safetensors
+  torchkeep show model.safetensors 'encoder.**.weight'
+  torchkeep show model.safetensors '[numel>1e6] & [dtype=float32]' --json
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Understand the arguments, carry out the command and write its answer.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        # Click only parses: a command returns what is to be done, so that click never sees the errors of doing it.
+        command: Callable[[], str] | int = _commands.main(arguments, prog_name="torchkeep", standalone_mode=False)
+    except click.ClickException as error:
+        with suppress(OSError):  # nobody is left to tell
+            error.show()
+        return error.exit_code
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except SystemExit:  # what click makes of a closed pipe while it prints its help
+        raise BrokenPipeError from None
+    if isinstance(command, int):
+        return command
+    write(command())
+    return DONE
+
+
+@click.group("torchkeep", epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(torchkeep.__version__, message="torchkeep %(version)s")
+def _commands() -> None:
+    """Look after a PyTorch model's parameters."""
+
+
+@_commands.command("show", short_help="List the tensors in a file.", epilog=_EXAMPLES + "\n" + _EXIT_CODES)
+@click.argument("source")
+@click.argument("selector", default=None, required=False)
+@click.option(
+    "--stats", is_flag=True, help="Read the tensors too: mean, std, min, max, norm, zeros, NaN, infinite."
+)
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document, one row a line, nothing folded.")
+def _show(source: str, selector: str | None, *, stats: bool, as_json: bool) -> Callable[[], str]:
+    """List the tensors in SOURCE: names, shapes, dtypes, sizes, and which are tied.
+
+    SOURCE is a .safetensors file. SELECTOR says which tensors, such as 'encoder.**.weight' (quote it for the
+    shell); all of them when it is left out.
+
+    Repeated blocks stand on one line: layers[0:12].attn.weight x12. Such a name is a selector itself. Only the
+    header of the file is read; --stats reads the tensors and checks their digests.
+    """
+    return partial(show, source, selector, stats=stats, as_json=as_json)

@@ -1,0 +1,73 @@
+"""The JSON documents that commands write. Their fields are a promise: docs/cli.md lists them.
+
+A field may be added under the same schema number; one that goes or changes its meaning raises the number.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from torchkeep import __version__
+from torchkeep.rows.totals import count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torchkeep.rows import Row
+    from torchkeep.tables.statistics import Statistics
+
+_SCHEMA = 1
+
+
+def rows_document(
+    source: str, selector: str | None, rows: Sequence[Row], statistics: Statistics | None = None
+) -> str:
+    """Return the document of ``torchkeep show --json``: one row a line, totals last.
+
+    Args:
+        source: as the user gave it.
+        selector: as the user gave it; None for all rows.
+        rows: what was selected.
+        statistics: one for each row, or None where they were not asked for.
+
+    Returns:
+        The text, with a final newline.
+    """
+    shown = [_row(row) for row in rows]
+    if statistics is not None:
+        for fields, measured in zip(shown, statistics.to_json(), strict=True):
+            fields["stats"] = {key: value for key, value in measured.items() if key not in fields}
+    head = {
+        "torchkeep": __version__,
+        "schema": _SCHEMA,
+        # A path may hold bytes that are no text; JSON may not.
+        "source": source.encode("utf-8", "backslashreplace").decode(),
+        "selector": selector,
+    }
+    opening = _encode(head).removesuffix("}")
+    lines = ",\n".join(map(_encode, shown))
+    totals = _encode(count((row, 1) for row in rows))
+    return f'{opening},"rows":[\n{lines}\n],"totals":{totals}}}\n'
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "persistent": row.persistent,
+        "shape": row.shape,
+        "dtype": row.dtype,
+        "device": row.device,
+        "numel": None if row.lazy else row.numel,
+        "nbytes": None if row.lazy else row.nbytes,
+        "trainable": row.trainable,
+        "module_type": row.module_type,
+        "aliases": row.aliases,
+        "plain": row.plain,
+    }
+
+
+def _encode(value: object) -> str:
+    return msgspec.json.encode(value).decode()
