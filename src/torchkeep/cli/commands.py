@@ -15,7 +15,7 @@ from torchkeep.cli.showing import show
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_EXIT_CODES = """\b
+EXIT_CODES = """\b
 Exit codes:
   0   done
   1   the answer is "no": the selector matches nothing
@@ -55,13 +55,13 @@ def run(arguments: list[str]) -> int:
     return DONE
 
 
-@click.group("torchkeep", epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("torchkeep", epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(torchkeep.__version__, message="torchkeep %(version)s")
 def _commands() -> None:
     """Look after a PyTorch model's parameters."""
 
 
-@_commands.command("show", short_help="List the tensors in a file.", epilog=_EXAMPLES + "\n" + _EXIT_CODES)
+@_commands.command("show", short_help="List the tensors in a file.", epilog=_EXAMPLES + "\n" + EXIT_CODES)
 @click.argument("source")
 @click.argument("selector", default=None, required=False)
 @click.option(
