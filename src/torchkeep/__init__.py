@@ -11,16 +11,36 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torchkeep.errors import TorchkeepError as TorchkeepError
+    from torchkeep.init.plans import InitPlan as InitPlan
+    from torchkeep.init.plans import initialize as initialize
+    from torchkeep.selectors import Selector as Selector
+    from torchkeep.selectors import select as select
+    from torchkeep.selectors import where as where
+    from torchkeep.tables.grouping import optimizer_groups as optimizer_groups
+    from torchkeep.tables.structure import tree as tree
+    from torchkeep.tables.table import ParameterTable as ParameterTable
+    from torchkeep.tables.table import params as params
+    from torchkeep.tying import TieGroup as TieGroup
+    from torchkeep.tying import keeping_ties as keeping_ties
+    from torchkeep.tying import materialize as materialize
+    from torchkeep.tying import tie as tie
+    from torchkeep.tying import ties as ties
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ("TorchkeepError",),
+    "init.plans": ("InitPlan", "initialize"),
+    "selectors": ("Selector", "select", "where"),
+    "tables.grouping": ("optimizer_groups",),
+    "tables.structure": ("tree",),
+    "tables.table": ("ParameterTable", "params"),
+    "tying": ("TieGroup", "keeping_ties", "materialize", "tie", "ties"),
 }
 """Public names by the module that defines them."""
 
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = ("errors",)
+_SUBMODULES = ("errors", "init")
 
 __all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # noqa: PLE0604 - the names stand above, once
 

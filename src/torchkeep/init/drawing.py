@@ -19,7 +19,7 @@ from torchkeep.init.distributions import Desk, Distribution
 from torchkeep.tensors.streams import secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
 SCHEME: Final = 1
 """Version of the scheme: it changes whenever the value of any element does."""
@@ -39,17 +39,19 @@ def seed_secret(seed: int) -> bytes:
     return secret("torchkeep.init", SCHEME, seed)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """One tensor to be drawn.
+    """One tensor, or a contiguous part of one, to be drawn.
 
     Attributes:
         distribution: what its elements are drawn from.
         secret: from `seed_secret`.
         name: canonical name.
         shape: global shape.
-        out: where the values go, as many as ``shape`` has elements (twice as many reals for a complex tensor):
-            contiguous, 1-D, on the CPU, of a real floating dtype.
+        out: where the values go: contiguous, 1-D, on the CPU, of a real floating dtype. A complex element is two
+            reals here.
+        start: index of the first real of ``out`` in the flattened tensor.
+        total: how many reals the whole tensor has.
     """
 
     distribution: Distribution
@@ -57,6 +59,8 @@ class Job:
     name: str
     shape: tuple[int, ...]
     out: torch.Tensor
+    start: int
+    total: int
 
     @property
     def message(self) -> bytes:
@@ -70,7 +74,7 @@ def drawing_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in {torch.float64, torch.complex128} else torch.float32
 
 
-def draw(jobs: Sequence[Job]) -> None:
+def draw(jobs: Iterable[Job]) -> None:
     """Draw every job, with as many threads as torch uses on the CPU. The values don't depend on how many.
 
     Args:
@@ -81,30 +85,12 @@ def draw(jobs: Sequence[Job]) -> None:
         desk = Desk()
         for job in jobs:
             size, message = job.out.numel(), job.message
-            if size >= _SMALL:
-                large.extend((job, message, start) for start in range(0, size, CHUNK))
+            if size >= _SMALL or job.total > size:
+                first = job.start - job.start % CHUNK
+                large.extend((job, message, chunk) for chunk in range(first, job.start + size, CHUNK))
             elif size:
-                _fill_chunk(desk, job, message, 0, job.out)
+                _fill(desk, job, message, 0, job.out)
         _in_threads(threads, large, desk)
-
-
-def draw_range(job: Job, start: int, total: int) -> None:
-    """Draw only some elements of a tensor, on this thread.
-
-    Args:
-        job: its ``out`` holds the elements from ``start`` on.
-        start: index of the first, in the flattened tensor (counting reals).
-        total: how many elements (reals) the whole tensor has.
-    """
-    desk = Desk()
-    stop = start + job.out.numel()
-    message = job.message
-    for first in range(start - start % CHUNK, stop, CHUNK):
-        size = min(CHUNK, total - first)
-        room = torch.empty(size, dtype=drawing_dtype(job.out.dtype), device="cpu")
-        _fill_chunk(desk, job, message, first, room)
-        low, high = max(start, first), min(stop, first + size)
-        job.out[low - start : high - start] = room[low - first : high - first]
 
 
 @contextmanager
@@ -132,10 +118,10 @@ def _in_threads(threads: int, tasks: Iterable[_Task], desk: Desk) -> None:
             desk = desk or Desk()
             while waiting and not failures:
                 try:
-                    job, message, start = waiting.popleft()
+                    task = waiting.popleft()
                 except IndexError:  # another thread took the last one
                     return
-                _fill_chunk(desk, job, message, start, job.out[start : start + CHUNK])
+                _fill_chunk(desk, *task)
         except BaseException as failure:  # noqa: BLE001 - raised again below, in the thread that was called
             failures.append(failure)
 
@@ -149,17 +135,30 @@ def _in_threads(threads: int, tasks: Iterable[_Task], desk: Desk) -> None:
         raise failures[0]
 
 
-def _fill_chunk(desk: Desk, job: Job, message: bytes, start: int, out: torch.Tensor) -> None:
-    """Draw the chunk that begins at ``start`` and put it into ``out``, rounded."""
+def _fill_chunk(desk: Desk, job: Job, message: bytes, chunk: int) -> None:
+    """Draw the chunk that begins at ``chunk``, or what ``job.out`` holds of it."""
+    stop = min(chunk + CHUNK, job.total)
+    low, high = max(chunk, job.start), min(stop, job.start + job.out.numel())
+    part = job.out[low - job.start : high - job.start]
+    if high - low == stop - chunk:
+        _fill(desk, job, message, chunk, part)
+    else:
+        whole = torch.empty(stop - chunk, dtype=drawing_dtype(part.dtype), device="cpu")
+        _fill(desk, job, message, chunk, whole)
+        part.copy_(whole[low - chunk : high - chunk])
+
+
+def _fill(desk: Desk, job: Job, message: bytes, chunk: int, out: torch.Tensor) -> None:
+    """Draw the whole chunk that begins at ``chunk`` into ``out``, rounded to its dtype."""
     size = out.numel()
     drawn = size + -size % _LANES
     dtype = drawing_dtype(out.dtype)
     desk.stream.restart(
-        job.secret, message + _NUMBER(start // CHUNK), drawn * (2 if dtype is torch.float64 else 1)
+        job.secret, message + _NUMBER(chunk // CHUNK), drawn * (2 if dtype is torch.float64 else 1)
     )
     if drawn == size and out.dtype is dtype:
         job.distribution.fill(out, desk)
-        return
-    room = desk.spare(drawn, dtype)
-    job.distribution.fill(room, desk)
-    out.copy_(room[:size])
+    else:
+        room = desk.spare(drawn, dtype)
+        job.distribution.fill(room, desk)
+        out.copy_(room[:size])
