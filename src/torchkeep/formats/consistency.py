@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import FormatError
+from torchkeep.formats.digests import CHUNK
 from torchkeep.formats.safetensors import MAX_NDIM
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 
 _LARGEST = 2**63 - 1
+_CHUNK_UNIT = 4096
+"""A chunk's size is a multiple of this, so that every chunk ends between elements."""
 
 
 def check(document: Document, header: Header) -> None:
@@ -25,6 +28,8 @@ def check(document: Document, header: Header) -> None:
     Raises:
         FormatError: it contradicts the header or itself; the sentence is to be completed with the file's name.
     """
+    if document.chunk % _CHUNK_UNIT or document.chunk > CHUNK:
+        raise FormatError(f"its chunks have {document.chunk} bytes")
     for name, view in document.views.items():
         _check_view(header, name, view)
     for name, dtype in document.dtypes.items():

@@ -84,7 +84,10 @@ class Contents:
         """The digests of all chunks; None for a file that something else wrote."""
         if self.document is None:
             return None
-        return ChunkDigests(self.document.digests, self.document.chunk, self.header.entries)
+        try:
+            return ChunkDigests(self.document.digests, self.document.chunk, self.header.entries)
+        except FormatError as cause:
+            raise _contradiction(self.path, cause) from cause
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -136,6 +139,10 @@ def open_contents(path: str | os.PathLike[str]) -> Contents:
     """
     with FileReader(path) as file:
         return Contents(header_of(file))
+
+
+def _contradiction(path: str, cause: FormatError) -> FormatError:
+    return FormatError(f"torchkeep's metadata in {path!r} contradicts itself: {cause}")
 
 
 def _damaged_header(header: Header) -> DamageError:

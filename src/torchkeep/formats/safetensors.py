@@ -75,7 +75,8 @@ class Header:
 
     def span(self, name: str) -> tuple[int, int]:
         """Return a tensor's first byte and one past its last, counted from the start of the file."""
-        return _absolute(len(self.raw), self.entries[name])
+        start, stop = self.entries[name].data_offsets
+        return len(self.raw) + start, len(self.raw) + stop
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:

@@ -1,0 +1,192 @@
+"""Read tensors of a file, each byte verified before it is handed on."""
+
+from __future__ import annotations
+
+from ctypes import memmove
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from torchkeep.errors import DamageError, FormatError, NoMatchError
+from torchkeep.formats.digests import CHUNK, digest
+from torchkeep.storage.local import LOCAL
+from torchkeep.storage.transfer import Chunk, read_chunks
+from torchkeep.tensors.copying import cast_in, copy_in, empty, plain_address
+from torchkeep.tensors.dtypes import torch_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import Tensor
+
+    from torchkeep.formats.contents import Contents, Stored
+    from torchkeep.formats.document import View
+    from torchkeep.storage.base import ReadableFile
+
+
+class Destination(NamedTuple):
+    """Where an entry of a file goes.
+
+    Attributes:
+        stored: the entry.
+        target: a tensor of its shape; of its dtype too, else the values are converted.
+    """
+
+    stored: Stored
+    target: Tensor
+
+
+def read_tensor(
+    contents: Contents, name: str, *, device: str | torch.device = "cpu", verify: bool = True
+) -> Tensor:
+    """Read one tensor.
+
+    Args:
+        contents: what the file holds, as it was opened before.
+        name: the tensor's name or any alias.
+        device: where it goes.
+        verify: whether its bytes are compared with the digests in the file.
+
+    Raises:
+        NoMatchError: the file has no such tensor.
+        DamageError: its bytes are not what was written.
+        FormatError: the file was replaced since it was opened, or holds a dtype that torch does not have.
+        StorageError: the file can't be read.
+    """
+    if name not in contents.names:
+        raise NoMatchError(f"{contents.path!r} has no tensor {name!r}")
+    with LOCAL.open(contents.path) as file:
+        if (
+            file.size < contents.header.data_start
+            or file.read(0, contents.header.data_start) != contents.header.raw
+        ):
+            raise changed(contents.path)
+        return read_tensors(file, contents, [name], device=device, verify=verify)[name]
+
+
+def read_tensors(
+    file: ReadableFile,
+    contents: Contents,
+    names: Iterable[str],
+    *,
+    device: str | torch.device = "cpu",
+    verify: bool = True,
+) -> dict[str, Tensor]:
+    """Read tensors from an open file; raises what `read_tensor` does.
+
+    Args:
+        file: the file.
+        contents: what it holds.
+        names: of the tensors, in the order in which they are wanted.
+        device: where they go.
+        verify: whether their bytes are compared with the digests in the file.
+
+    Returns:
+        Each tensor by name; a tie is one object, and tensors that shared memory share it again.
+    """
+    names = list(names)
+    owners = {name: contents.owner(name) for name in names}
+    views = {owner: view for owner in owners.values() if (view := contents.view(owner)) is not None}
+    entries: dict[str, Tensor] = {}
+    destinations = []
+    for owner in owners.values():
+        entry = views[owner].base if owner in views else owner
+        if entry not in entries:
+            stored = contents.stored(entry)
+            dtype = _dtype(stored.dtype, entry, contents.path)
+            entries[entry] = empty(stored.shape, dtype, device, stored.strides)
+            destinations.append(Destination(stored, entries[entry]))
+    read_into(file, contents, destinations, verify=verify)
+    for owner, view in views.items():
+        entries[owner] = _as_view(view, entries[view.base], owner, contents.path)
+    return {name: entries[owner] for name, owner in owners.items()}
+
+
+def read_into(
+    file: ReadableFile,
+    contents: Contents,
+    destinations: Sequence[Destination],
+    *,
+    verify: bool = True,
+    begun: Callable[[int], object] = bool,
+) -> None:
+    """Read entries of an open file into tensors, in parallel; autograd is told nothing.
+
+    Args:
+        file: the file.
+        contents: what it holds.
+        destinations: where each entry goes.
+        verify: whether bytes are compared with the digests in the file, before they reach a tensor.
+        begun: is told a destination's position before the first byte of its target changes, perhaps repeatedly,
+            from any thread.
+
+    Raises:
+        DamageError: bytes are not what was written. What was read before has reached its targets.
+        FormatError: the file was changed while it was read.
+        StorageError: the file can't be read.
+    """
+    digests = contents.digests if verify else None
+    size = CHUNK if contents.document is None else contents.document.chunk
+    pointers = [plain_address(target) for _, target in destinations]
+    casts = [torch_dtype(stored.dtype) for stored, _ in destinations]
+    for position, (_, target) in enumerate(destinations):
+        if casts[position] != target.dtype:
+            pointers[position] = None
+
+    def take(chunk: Chunk, address: int) -> None:
+        begun(chunk.tensor)
+        pointer, target, dtype = pointers[chunk.tensor], destinations[chunk.tensor].target, casts[chunk.tensor]
+        if pointer is not None:
+            memmove(pointer + chunk.offset, address, chunk.nbytes)
+        elif dtype == target.dtype:
+            copy_in(target, chunk.offset, chunk.nbytes, address)
+        else:
+            assert dtype is not None
+            cast_in(target, dtype, chunk.offset, chunk.nbytes, address)
+
+    def check(chunk: Chunk, view: memoryview) -> None:
+        if digests is not None:
+            name = destinations[chunk.tensor].stored.name
+            if digest(view) != digests.of(name, chunk.offset // size):
+                raise _damaged(contents.path, name, chunk)
+
+    read_chunks(file, sorted(_chunks(destinations, size)), take, check)
+    if digests is None and file.has_changed():
+        raise changed(contents.path)
+
+
+def changed(path: str) -> FormatError:
+    """Return the error for a file that is not any more what it was when its header was read."""
+    return FormatError(f"{path!r} was changed after it was opened; open it again")
+
+
+def _chunks(destinations: Sequence[Destination], size: int) -> list[Chunk]:
+    return [
+        Chunk(stored.start + offset, min(size, stored.nbytes - offset), position, offset)
+        for position, (stored, _) in enumerate(destinations)
+        for offset in range(0, stored.nbytes, size)
+    ]
+
+
+def _dtype(name: str, tensor: str, path: str) -> torch.dtype:
+    dtype = torch_dtype(name)
+    if dtype is None or name.startswith(("qint", "quint")):
+        raise FormatError(
+            f"tensor {tensor!r} in {path!r} has the dtype {name}, which torch {torch.__version__} can't make"
+        )
+    return dtype
+
+
+def _as_view(view: View, base: Tensor, name: str, path: str) -> Tensor:
+    dtype = _dtype(view.dtype, name, path)
+    return empty((0,), dtype, base.device).set_(base.untyped_storage(), view.offset, view.shape, view.stride)
+
+
+def _damaged(path: str, name: str, chunk: Chunk) -> DamageError:
+    start, stop = chunk.start, chunk.start + chunk.nbytes
+    error = DamageError(
+        f"tensor {name!r} in {path!r} is damaged: bytes {start} to {stop} of the file are not what was written "
+        "(their digest differs); take the file from a copy"
+    )
+    error.tensor, error.file, error.start, error.stop = name, path, start, stop
+    return error
