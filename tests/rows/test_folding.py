@@ -42,6 +42,7 @@ def listings(draw):
         names |= {".".join([*where, str(number), name]) for number in numbers for name in inner}
     shuffled = draw(st.permutations(sorted(names)))
     uniform = draw(st.booleans())
+    persistent = draw(st.booleans())
     rows = []
     while shuffled:
         name, *shuffled = shuffled
@@ -51,7 +52,7 @@ def listings(draw):
         plain = (draw(st.lists(SEGMENTS, min_size=1, max_size=3).map(".".join)),) if extra == 10 else ()
         plain = tuple(found for found in plain if found not in names)
         shape = () if uniform else draw(st.sampled_from([(), (2,)]))
-        rows.append(Row(name, shape, "float32", aliases=aliases, plain=plain))
+        rows.append(Row(name, shape, "float32", aliases=aliases, plain=plain, persistent=persistent))
     return rows
 
 
