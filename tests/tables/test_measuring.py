@@ -20,7 +20,7 @@ from torchkeep.tensors.dtypes import dtype_name
 def measured(tensor):
     """Measure one tensor under the name ``w``."""
     row = Row("w", tuple(tensor.shape), dtype_name(tensor.dtype))
-    return measure(row, lambda: tensor)
+    return measure(row, tensor)
 
 
 def assert_agrees(result, values):
@@ -104,7 +104,7 @@ def test_empty_and_scalar_tensors():
 )
 def test_no_values_to_read(tensor, reason):
     """What has no values says so, and no number is made up."""
-    result = measure(Row("w", None, dtype_name(tensor.dtype)), lambda: tensor)
+    result = measure(Row("w", None, dtype_name(tensor.dtype)), tensor)
     assert result.note.startswith("no values: ")
     assert reason in result.note
     assert {result.mean, result.std, result.norm, result.zeros, result.nan, result.inf} == {None}
@@ -160,6 +160,8 @@ def test_extreme_values(scale):
 
 def test_histogram_keeps_its_edges():
     """Each bin holds exactly the values between its edges, the last one its upper edge as well."""
+    whole = measured(torch.arange(BINS + 1)).histogram
+    assert whole.counts == (1,) * (BINS - 1) + (2,)
     values = torch.randn(5000, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     found = measured(values).histogram
     assert len(found.counts) == BINS
@@ -204,7 +206,7 @@ def test_json_and_text():
     rows = Statistics(
         (
             measured(torch.tensor([0.0, 1.0, math.nan])),
-            measure(Row("far.away", (2,), "float32"), lambda: torch.empty(2, device="meta")),
+            measure(Row("far.away", (2,), "float32"), torch.empty(2, device="meta")),
         )
     )
     first, second = json.loads(json.dumps(rows.to_json(), allow_nan=False))
@@ -212,18 +214,7 @@ def test_json_and_text():
     assert len(first["histogram"]["counts"]) + 1 == len(first["histogram"]["edges"])
     assert second["note"] == "no values: on the meta device"
     header, shown, noted = str(rows).splitlines()
-    assert header.split() == [
-        "name",
-        "shape",
-        "mean",
-        "std",
-        "min",
-        "max",
-        "norm",
-        "zeros",
-        "nan",
-        "inf",
-        "histogram",
-    ]
+    names = ["name", "shape", "mean", "std", "min", "max", "norm", "zeros", "nan", "inf", "histogram", "notes"]
+    assert header.split() == names
     assert shown.split()[:10] == ["w", "3", "0.5", "0.5", "0", "1", "1", "1", "1", "0"]
     assert noted.split(None, 2) == ["far.away", "2", "no values: on the meta device"]

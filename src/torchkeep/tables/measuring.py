@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torchkeep.tables.statistics import BINS, Histogram, Statistics, TensorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
@@ -29,24 +29,19 @@ _SAFE_EXPONENT = 400  # squares of values within 2**±400 neither overflow nor v
 _OPAQUE = ("bits", "float4", *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)))
 
 
-def measure_all(tensors: Iterable[tuple[Row, Callable[[], Tensor]]]) -> Statistics:
-    """Measure tensors, each taken only when its turn comes, so that a file's are not all in memory.
-
-    Args:
-        tensors: a row, and what returns its tensor.
-    """
-    return Statistics(tuple(measure(row, take) for row, take in tensors))
+def measure_all(tensors: Iterable[tuple[Row, Tensor]]) -> Statistics:
+    """Measure tensors one after the other, each with what is known of it."""
+    return Statistics(tuple(measure(row, tensor) for row, tensor in tensors))
 
 
-def measure(row: Row, take: Callable[[], Tensor]) -> TensorStatistics:
+def measure(row: Row, tensor: Tensor) -> TensorStatistics:
     """Measure one tensor.
 
     Args:
         row: what is known of it.
-        take: returns it.
+        tensor: of any dtype, device and strides; shape ``row.shape``.
     """
     blank = TensorStatistics(row.name, row.shape, row.dtype)
-    tensor = take()
     reason = _unreadable(tensor)
     if reason:
         return replace(blank, note=f"no values: {reason}")

@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import NoMatchError
+from torchkeep.names import quote_name
+from torchkeep.rows.text import shape_text, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 BINS = 20
 """Bins of every histogram."""
 
 _BARS = "▁▂▃▄▅▆▇█"
 _BAR_COLUMNS = 10
-_TEXT_COLUMNS = 2
+_HEADERS = ("name", "shape", "mean", "std", "min", "max", "norm", "zeros", "nan", "inf", "histogram", "notes")
+_ALIGN = "<<>>>>>>>><<"
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,10 @@ class Statistics:
         """
         if name in self._index:
             return self.rows[self._index[name]]
-        from torchkeep.selectors.suggest import nearest  # noqa: PLC0415 - only errors need it
+        from torchkeep.selectors.suggest import alternatives, nearest  # noqa: PLC0415 - only errors need it
 
         close = nearest(name, self._index)
-        hint = f"; the nearest: {', '.join(close)}" if close else ""
+        hint = f"; did you mean {alternatives(close)}?" if close else ""
         error = NoMatchError(f"these statistics have no tensor named {name!r}{hint}")
         error.wanted, error.nearest = name, close
         raise error
@@ -119,21 +122,18 @@ class Statistics:
         return [row.to_json() for row in self.rows]
 
     def __str__(self) -> str:
-        header = ("name", "shape", "mean", "std", "min", "max", "norm", "zeros", "nan", "inf", "histogram")
-        return _aligned([header, *map(_cells, self.rows)])
+        return table(_HEADERS, map(_cells, self.rows), _ALIGN)
 
     __repr__ = __str__
 
 
 def _cells(row: TensorStatistics) -> tuple[str, ...]:
-    shape = "lazy" if row.shape is None else "x".join(map(str, row.shape)) or "scalar"
-    if row.histogram is None and row.zeros is None:
-        return (row.name, shape, row.note)
-    numbers = [
-        "-" if value is None else f"{value:.4g}" for value in (row.mean, row.std, row.min, row.max, row.norm)
-    ]
-    counts = [str(value) for value in (row.zeros, row.nan, row.inf)]
-    return (row.name, shape, *numbers, *counts, _bars(row.histogram) if row.histogram else row.note)
+    numbers = (
+        "" if value is None else f"{value:.4g}" for value in (row.mean, row.std, row.min, row.max, row.norm)
+    )
+    counts = ("" if value is None else str(value) for value in (row.zeros, row.nan, row.inf))
+    bars = _bars(row.histogram) if row.histogram else ""
+    return (quote_name(row.name), shape_text(row.shape), *numbers, *counts, bars, row.note)
 
 
 def _bars(histogram: Histogram) -> str:
@@ -142,19 +142,3 @@ def _bars(histogram: Histogram) -> str:
     heights = [sum(histogram.counts[at : at + step]) for at in range(0, BINS, step)]
     top = max(heights)
     return "".join(_BARS[-(-height * len(_BARS) // top) - 1] if height else " " for height in heights)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Align columns: text to the left, numbers to the right; a short line's last cell may run on."""
-    full = [line for line in lines if len(line) == len(lines[0])]
-    widths = [
-        max(len(line[at]) for line in (full if at >= _TEXT_COLUMNS else lines)) for at in range(len(lines[0]))
-    ]
-    last = len(lines[0]) - 1
-
-    def cell(line: Sequence[str], at: int) -> str:
-        if at == len(line) - 1:
-            return line[at]
-        return line[at].ljust(widths[at]) if at < _TEXT_COLUMNS or at == last else line[at].rjust(widths[at])
-
-    return "\n".join("  ".join(cell(line, at) for at in range(len(line))).rstrip() for line in lines)

@@ -1,0 +1,298 @@
+"""What tables are read from: a live module, a mapping of tensors, a safetensors file.
+
+A source gives a listing of rows, and the tensor that hangs under a name now. It is asked anew each time, so that a
+table never shows what was true when it was made.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from torchkeep.errors import SourceError
+from torchkeep.formats.contents import open_contents
+from torchkeep.names import join, natural_key
+from torchkeep.rows import Listing, Row
+from torchkeep.storage.local import LOCAL
+from torchkeep.tables.survey import OWNERS_ATTRIBUTE, Survey, survey, unwrap
+from torchkeep.tensors.dtypes import dtype_name
+from torchkeep.tensors.identity import Key, tensor_key
+from torchkeep.tensors.reading import changed, read_tensor, read_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from torchkeep.tables.survey import Place
+
+_BATCH = 64 << 20
+ACCEPTED = "a torch.nn.Module, a mapping from names to tensors (a state_dict), or the path of a .safetensors file"
+
+
+class Source(ABC):
+    """Where rows and tensors come from.
+
+    Attributes:
+        notes: sentences that a table shows below its rows.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def listing(self) -> Listing:
+        """Return the rows as they are now; the same object as long as nothing has changed."""
+
+    @abstractmethod
+    def tensor(self, position: int) -> Tensor:
+        """Return the tensor of one row of the listing last returned."""
+
+    def each(self, positions: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the tensors of some rows of the listing last returned, each when its turn comes."""
+        return map(self.tensor, positions)
+
+    def is_current(self, listing: Listing, position: int, name: str) -> bool:
+        """Tell, quickly, whether ``name`` still leads to a tensor as that row of that listing says."""
+        del listing, position, name
+        return True
+
+    def named(self, position: int, name: str) -> Tensor:
+        """Return the tensor under one of the names of a row of the listing last returned."""
+        del name
+        return self.tensor(position)
+
+    @abstractmethod
+    def is_same(self, other: Source) -> bool:
+        """Tell whether ``other`` reads the same thing."""
+
+
+class ModuleSource(Source):
+    """A live module, surveyed again whenever it has changed since.
+
+    The check compares each module's class, children, parameters and buffers with what they were: identity,
+    ``requires_grad``, dtype, device, shape and address. It costs about a tenth of a survey.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = unwrap(net)
+        self._look()
+
+    def _look(self) -> None:
+        self.survey: Survey = survey(self._net)
+        self._holders = list({id(module): module for module in self.survey.modules.values()}.values())
+        self._seen = [_state(module) for module in self._holders]
+        self.__dict__.pop("_parents", None)
+
+    def listing(self) -> Listing:
+        """Return the rows as they are now."""
+        if any(_state(module) != seen for module, seen in zip(self._holders, self._seen, strict=True)):
+            self._look()
+        return self.survey.listing
+
+    def tensor(self, position: int) -> Tensor:
+        """Return the live parameter or buffer."""
+        return self.survey.tensors[position]
+
+    def is_current(self, listing: Listing, position: int, name: str) -> bool:
+        """Tell whether the modules on the way to ``name`` are still the same, and something hangs there."""
+        if listing is not self.survey.listing:
+            return False
+        place = self._place(position, name)
+        path = name.removesuffix(place.key).removesuffix(".")
+        while path:
+            path, module, key, child = self._parents[path]
+            if module._modules.get(key) is not child:  # noqa: SLF001 - get_submodule takes no path around wrappers
+                return False
+        return place.registry.get(place.key) is not None
+
+    def named(self, position: int, name: str) -> Tensor:
+        """Return what hangs under ``name`` now."""
+        return self._place(position, name).tensor
+
+    def _place(self, position: int, name: str) -> Place:
+        return next(place for place in self.survey.places[position] if place.name == name)
+
+    @cached_property
+    def _parents(self) -> dict[str, tuple[str, nn.Module, str, nn.Module]]:
+        """For each path: the path, module and key that it hangs under, and what hung there at the last look."""
+        children = {id(module): state[1] for module, state in zip(self._holders, self._seen, strict=True)}
+        return {
+            join(path, key): (path, module, key, child)
+            for path, module in self.survey.modules.items()
+            for key, child in children[id(module)].items()
+            if child is not None
+        }
+
+    def is_same(self, other: Source) -> bool:
+        """Tell whether ``other`` is a table of the same module, wrapped or not."""
+        return isinstance(other, ModuleSource) and self._net is other._net  # noqa: SLF001 - its own kind
+
+
+class MappingSource(Source):
+    """A mapping from names to tensors, as it was when the table was made. Kinds and classes are not known."""
+
+    def __init__(self, mapping: Mapping[Any, Any]) -> None:
+        self._mapping = mapping
+        tensors: dict[str, Tensor] = {}
+        left_out = []
+        for name, value in mapping.items():
+            if not isinstance(name, str):
+                raise SourceError(f"the mapping's keys must be names, but one is {name!r} ({type(name).__name__})")
+            if isinstance(value, torch.Tensor):
+                tensors[name] = value
+            elif name.rpartition(".")[2] == "_extra_state":
+                left_out.append(name)
+            else:
+                raise SourceError(
+                    f"the mapping holds {_article(type(value).__name__)} under {name!r}, where a tensor is "
+                    "expected; give the mapping of tensors itself, such as checkpoint['model']"
+                )
+        if left_out:
+            self.notes = (f"left out, since they are no tensors: {', '.join(left_out)}",)
+        self._listing, self._tensors = _mapped(tensors), tensors
+
+    def listing(self) -> Listing:
+        """Return the rows."""
+        return self._listing
+
+    def tensor(self, position: int) -> Tensor:
+        """Return the tensor under the owner's name."""
+        return self._tensors[self._listing.rows[position].name]
+
+    def named(self, position: int, name: str) -> Tensor:
+        """Return the very tensor under that name: a state_dict holds a tied one as several objects."""
+        del position
+        return self._tensors[name]
+
+    def is_same(self, other: Source) -> bool:
+        """Tell whether ``other`` is a table of the same mapping object."""
+        return isinstance(other, MappingSource) and self._mapping is other._mapping  # noqa: SLF001 - its own kind
+
+
+class FileSource(Source):
+    """A safetensors file: the header as read when the table was made; each tensor is read when it is asked for."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._contents = open_contents(path)
+        self._listing = self._contents.listing
+
+    def listing(self) -> Listing:
+        """Return the rows."""
+        return self._listing
+
+    def tensor(self, position: int) -> Tensor:
+        """Read one tensor and verify its bytes."""
+        return read_tensor(self._contents, self._listing.rows[position].name)
+
+    def each(self, positions: Sequence[int]) -> Iterator[Tensor]:
+        """Read tensors in turn, small ones some at a time, from a file that is opened only once."""
+        header = self._contents.header
+        with LOCAL.open(header.path) as file:
+            if file.read(0, min(file.size, header.data_start)) != header.raw:
+                raise changed(header.path)
+            for names in self._batches(positions):
+                found = read_tensors(file, self._contents, names)
+                yield from map(found.pop, names)
+
+    def _batches(self, positions: Sequence[int]) -> Iterator[list[str]]:
+        """Yield names of tensors that are no more than `_BATCH` bytes together, or of one that is larger."""
+        batch: list[str] = []
+        size = 0
+        for position in positions:
+            row = self._listing.rows[position]
+            if batch and size + row.nbytes > _BATCH:
+                yield batch
+                batch, size = [], 0
+            batch.append(row.name)
+            size += row.nbytes
+        if batch:
+            yield batch
+
+    def is_same(self, other: Source) -> bool:
+        """Tell whether ``other`` is a table of the same file with the same header."""
+        if not isinstance(other, FileSource):
+            return False
+        mine, theirs = self._contents.header, other._contents.header  # noqa: SLF001 - its own kind
+        return os.path.realpath(mine.path) == os.path.realpath(theirs.path) and mine.raw == theirs.raw
+
+
+def open_source(source: object) -> Source:
+    """Return the source that reads ``source``.
+
+    Raises:
+        SourceError: it is nothing that parameters can be read from.
+        FormatError: the file is not what it should be.
+        StorageError: the file can't be read.
+    """
+    if isinstance(source, nn.Module):
+        return ModuleSource(source)
+    if isinstance(source, Mapping):
+        return MappingSource(source)
+    if isinstance(source, str | os.PathLike):
+        return _open_path(source)
+    found = f"the class {source.__name__}; make an instance of it first" if isinstance(source, type) else None
+    raise SourceError(f"expected {ACCEPTED}; found {found or _article(type(source).__name__)}")
+
+
+def _open_path(path: str | os.PathLike[str]) -> Source:
+    # Text that names no file may be meant as something else altogether; a path object can only be a path.
+    looks_like_one = not isinstance(path, str) or path.endswith(".safetensors") or os.path.exists(path)  # noqa: PTH110
+    if not looks_like_one:
+        raise SourceError(f"there is no file {path!r}; expected {ACCEPTED}")
+    return FileSource(path)
+
+
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    """Describe what rows say of one module's tensors, cheap to make and to compare."""
+    inside = module.__dict__
+    return (
+        type(module),
+        dict(module._modules),  # noqa: SLF001 - children() hides places
+        {key: tensor if tensor is None else _fingerprint(tensor) for key, tensor in module._parameters.items()},  # noqa: SLF001
+        {key: tensor if tensor is None else _fingerprint(tensor) for key, tensor in module._buffers.items()},  # noqa: SLF001
+        set(module._non_persistent_buffers_set),  # noqa: SLF001
+        inside.get(OWNERS_ATTRIBUTE),
+    )
+
+
+def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
+    # Only plain dense tensors surely have an address; a lazy or sparse one has none, a fake one warns.
+    plain = type(tensor) in {torch.Tensor, nn.Parameter} and tensor.layout is torch.strided
+    address = tensor.data_ptr() if plain else 0
+    return id(tensor), tensor.requires_grad, tensor.dtype, tensor.device, _shape(tensor), address
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...] | None:
+    return None if is_lazy(tensor) else tuple(tensor.shape)
+
+
+def _mapped(tensors: Mapping[str, Tensor]) -> Listing:
+    """List a mapping's tensors, each tie as one row under its naturally smallest name."""
+    groups: dict[Key, list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(tensor_key(tensor), []).append(name)
+    rows = []
+    for names in groups.values():
+        owner, *aliases = sorted(names, key=natural_key) if len(names) > 1 else names
+        tensor = tensors[owner]
+        rows.append(
+            Row(
+                name=owner,
+                shape=_shape(tensor),
+                dtype=dtype_name(tensor.dtype),
+                device=str(tensor.device),
+                aliases=tuple(aliases),
+            )
+        )
+    return Listing(rows, None, "the mapping")
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

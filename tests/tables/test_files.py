@@ -1,0 +1,91 @@
+"""Tables of files: listed from the header, tensors read one by one and verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import torchkeep as tk
+from torchkeep.errors import (
+    FormatError,
+    MissingFieldError,
+    MissingFileError,
+    NoMatchError,
+    StorageError,
+    TableError,
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file that another library wrote."""
+    found = tmp_path / "net.safetensors"
+    state = {"0.weight": torch.arange(6.0).reshape(2, 3), "0.bias": torch.ones(2), "1.weight": torch.zeros(0, 3)}
+    save_file(state, found)
+    return found
+
+
+def test_a_file_lists_and_reads_its_tensors(path):
+    """Rows come from the header; a tensor is read when asked for, by str and by path object alike."""
+    for source in (path, str(path)):
+        table = tk.params(source)
+        assert sorted((row.name, row.shape, row.dtype) for row in table) == [
+            ("0.bias", (2,), "float32"),
+            ("0.weight", (2, 3), "float32"),
+            ("1.weight", (0, 3), "float32"),
+        ]
+        assert table["0.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert table["1.weight"].shape == (0, 3)
+        assert [t.numel() for t in table.tensors()] == [row.numel for row in table]
+        assert table.numel == 8
+        assert "3 tensors" in str(table)
+
+
+def test_selecting_in_a_file(path):
+    """Names and fields select; what the file does not know is an error; two tables of one file combine."""
+    table = tk.params(path)
+    assert table.select("[0].weight").names() == ["0.weight"]
+    assert len(tk.params(path, "*.weight") | tk.params(str(path), "*.bias")) == 3
+    with pytest.raises(MissingFieldError):
+        table.select("@Linear")
+    with pytest.raises(NoMatchError, match=r"`0\.weight`"):
+        table["0.wieght"]
+    with pytest.raises(TableError, match="only the parameters of a live module"):
+        table.freeze()
+
+
+def test_statistics_of_a_file(path):
+    """Statistics read each tensor in turn."""
+    stats = tk.params(path).stats()
+    assert stats["0.weight"].mean == 2.5
+    assert stats["1.weight"].note == "no elements"
+
+
+def test_only_what_is_asked_for_is_read(path):
+    """A damaged tensor does not keep others from being read."""
+    table = tk.params(path)
+    raw = bytearray(path.read_bytes())
+    assert table["0.bias"].tolist() == [1, 1]
+    path.write_bytes(raw[:-4])
+    with pytest.raises(FormatError):
+        table.tensors()
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    """A missing file, a directory, an empty file and another format are told apart."""
+    with pytest.raises(MissingFileError):
+        tk.params(tmp_path / "missing.safetensors")
+    with pytest.raises(MissingFileError):
+        tk.params(Path("missing.pt"))  # a path object is a path, whatever it looks like
+    with pytest.raises(StorageError, match="directory"):
+        tk.params(tmp_path)
+    empty = tmp_path / "empty.safetensors"
+    empty.touch()
+    with pytest.raises(FormatError, match="empty"):
+        tk.params(empty)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(FormatError, match="zip"):
+        tk.params(str(tmp_path / "model.pt"))
