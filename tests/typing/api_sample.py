@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torchkeep as tk
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def version() -> str:
     """Return the version, which is a string to a type checker too."""
     return tk.__version__
+
+
+def looking(net: nn.Module, state: dict[str, Tensor]) -> tuple[Tensor, list[str], float | None]:
+    """Look at parameters: tables, rows, statistics, set operations."""
+    table: tk.ParameterTable = tk.params(net, "encoder.**")
+    chosen = (table.select("**.bias") | table.select(tk.select(":frozen"))) - tk.params(net, ":buffer")
+    names = [row.name for row in chosen.freeze() if row.shape is not None and row.numel > 1]
+    mean = tk.params("net.safetensors").stats()["encoder.0.weight"].mean
+    return tk.params(state)["encoder.0.weight"], names, mean
+
+
+def grouping(net: nn.Module) -> list[str]:
+    """Make optimizer groups of a mapping and of pairs."""
+    groups = tk.optimizer_groups(net, {"**": {"lr": 0.1}, "**.bias": {}})
+    groups += tk.optimizer_groups(net, [("**", {"lr": 0.1}), (tk.select("**.bias"), {"weight_decay": 0.0})])
+    return [name for group in groups for name, _ in group["params"]]
