@@ -10,6 +10,7 @@ reader of safetensors. Each line is the median of 9 runs; the runs of all lines 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,8 @@ def files(folder: Path) -> tuple[str, str]:
 def child(*arguments: str) -> Callable[[], object]:
     """Return what runs Python in a process of its own and waits for its end."""
     command = [sys.executable, *arguments]
-    return lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return lambda: subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
 
 
 def folding(names: list[str]) -> Callable[[], object]:

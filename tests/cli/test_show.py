@@ -115,6 +115,14 @@ def test_json_of_a_selection_says_what_was_selected(model, capsys):
     assert document["totals"]["tensors"]["numel"] == 12
 
 
+def test_lines_of_a_selection_span_nothing_that_was_left_out(model, capsys):
+    """What the selector leaves out is in no line's slice, so that lines paste back on the whole file."""
+    save_file({f"b.{i}.w": np.ones(2 if i == 1 else 3, np.float32) for i in range(4)}, model)
+    assert main(["show", model, "[shape=3]"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["b.0.w", "b[2:4].w"]
+
+
 def test_an_empty_file_of_tensors_is_no_error(tmp_path, capsys):
     """A file without tensors is listed as such, in both forms."""
     path = str(tmp_path / "none.safetensors")
