@@ -92,7 +92,7 @@ class Row(Struct, frozen=True, gc=False):  # rows hold no cycles, and there may 
         return (self.name, *self.aliases)
 
 
-class Listing(Struct, frozen=True):
+class Listing(Struct, frozen=True, weakref=True):
     """The rows of one source, in its own order.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torchkeep.errors import MissingFieldError, NoMatchError
 from torchkeep.selectors.matching import evaluate
 from torchkeep.selectors.mending import explain_names, explain_regex
-from torchkeep.selectors.scopes import Scope, Source
+from torchkeep.selectors.scopes import Scope, inside, is_type, layers, modules_of, under, whole
 from torchkeep.selectors.suggest import alternatives, nearest
 from torchkeep.selectors.syntax import (
     Chain,
@@ -53,7 +53,7 @@ def no_match(node: Node, text: str, listing: Listing) -> NoMatchError:
         text: the selector as the user knows it.
         listing: what it was evaluated on.
     """
-    scope = Scope.whole(Source(listing))
+    scope = whole(listing)
     items = range(len(listing.rows))
     why, found = _explain(node, scope, items) if items else Reason(f"{listing.source} has no tensors")
     close = tuple(dict.fromkeys(map(str, found)))[:_SHOWN]
@@ -69,17 +69,11 @@ def _explain(node: Node, scope: Scope, items: Sequence[int]) -> Reason:
 
 
 def _explain_names(node: Names, scope: Scope, items: Sequence[int]) -> Reason:
-    # Right of `>` the highest number depends on the module too; only suggestions such as `[-1]` are lost with it.
-    highest = scope.source.highest if scope.roots is None else _no_numbers
-    return Reason(*explain_names(node, [name for item in items for name in scope.names_of(item)], highest))
-
-
-def _no_numbers(_: str | None) -> None:
-    return None
+    return Reason(*explain_names(node, scope, items))
 
 
 def _explain_regex(node: Regex, scope: Scope, items: Sequence[int]) -> Reason:
-    return Reason(*explain_regex(node, [name for item in items for name in scope.names_of(item)]))
+    return Reason(*explain_regex(node, scope, items))
 
 
 def _explain_state(node: State, scope: Scope, items: Sequence[int]) -> Reason:
@@ -98,18 +92,19 @@ def _explain_where(node: Where, scope: Scope, items: Sequence[int]) -> Reason:
 
 
 def _explain_type(node: Type, scope: Scope, items: Sequence[int]) -> Reason:
-    if not scope.source.paths_of((node,)):
-        return _explain_class(node, scope.source.listing)
+    modules = scope.catalogue.modules or {}
+    if not any(is_type(info, node) for info in modules.values()):
+        return _explain_class(node, scope)
     around = Inside((node,), Names((Deep(),)))
-    why = f"a module of class `{node}` owns no tensor directly"
+    why = f"modules of class `{node}` own no tensor directly"
     if evaluate(around, scope, items):
-        return Reason(f"{why}, only through modules in it", (around,))
-    return Reason(f"{why} or through modules in it")
+        return Reason(f"{why}, only through modules in them", (around,))
+    return Reason(f"{why} or through modules in them")
 
 
-def _explain_class(node: Type, listing: Listing) -> Reason:
+def _explain_class(node: Type, scope: Scope) -> Reason:
     """Explain why no module is of a class."""
-    infos = {id(info): info for info in (listing.modules or {}).values()}.values()
+    infos = {id(info): info for info in (scope.catalogue.modules or {}).values()}.values()
     classes = [one for info in infos for one in (info.lineage[:1] if node.exact else info.lineage)]
     wanted = node.name.rpartition(".")[2]
     elsewhere = [f"{module}.{name}" for module, name in classes if name.rpartition(".")[2] == wanted]
@@ -118,17 +113,19 @@ def _explain_class(node: Type, listing: Listing) -> Reason:
 
 
 def _explain_inside(node: Inside, scope: Scope, items: Sequence[int]) -> Reason:
-    paths = scope.source.paths_of(node.types)
-    if not paths:
-        reasons = [_explain_class(one, scope.source.listing) for one in node.types]
+    modules = scope.catalogue.modules or {}
+    if not any(is_type(info, one) for info in modules.values() for one in node.types):
+        reasons = [_explain_class(one, scope) for one in node.types]
         classes = [one for reason in reasons for one in reason.nearest if isinstance(one, Type)]
         why = "; ".join(reason.why for reason in reasons)
         return Reason(why, tuple(Inside((one,), node.inner) for one in classes))
-    inner, _ = scope.inside(items, paths)
     what = alternatives(map(str, node.types))
-    if not inner.rows:
+    roots = layers(scope.catalogue.paths, under(scope, modules_of(scope.catalogue, node.types)))
+    # Where such modules lie in one another, the outermost see every name that the others see.
+    inner, origins = inside(scope, items, roots[0] if roots else [])
+    if not origins:
         return Reason(f"modules of class {what} hold no tensor")
-    why, close = _explain(node.inner, inner, range(len(inner.rows)))
+    why, close = _explain(node.inner, inner, range(len(origins)))
     return Reason(f"in modules of class {what}, {why}", tuple(Inside(node.types, one) for one in close))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torchkeep.errors import MissingFieldError
 from torchkeep.names import quote_name
 from torchkeep.selectors.patterns import NamePattern
-from torchkeep.selectors.scopes import Scope, Source
+from torchkeep.selectors.scopes import Scope, inside, layers, modules_of, under, whole
 from torchkeep.selectors.syntax import (
     Chain,
     Field,
@@ -29,6 +29,7 @@ from torchkeep.selectors.syntax import (
     Type,
     Union,
     Where,
+    children,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def select_rows(node: Node, listing: Listing) -> list[int]:
     Raises:
         MissingFieldError: the listing does not know what the selector asks about.
     """
-    return evaluate(node, Scope.whole(Source(listing)), range(len(listing.rows)))
+    return evaluate(node, whole(listing), range(len(listing.rows)))
 
 
 def evaluate(node: Node, scope: Scope, items: Sequence[int]) -> list[int]:
@@ -53,44 +54,61 @@ def evaluate(node: Node, scope: Scope, items: Sequence[int]) -> list[int]:
 
 
 def _names(node: Names, scope: Scope, items: Sequence[int]) -> list[int]:
-    pattern = NamePattern(node)
-    source, roots = scope.source, scope.roots
-    if roots is None or not pattern.from_end:
-        return scope.named(items, pattern.tester(source.highest))
-    testers: dict[str, Callable[[str], bool]] = {}
-    found = []
-    for item in items:
-        root = roots[item]
-        if root not in testers:
-            testers[root] = pattern.tester(_highest_from(source, root))
-        if any(map(testers[root], scope.names_of(item))):
-            found.append(item)
-    return found
-
-
-def _highest_from(source: Source, root: str) -> Callable[[str | None], int | None]:
-    if root == "":
-        return source.highest
-    return lambda path: source.highest(root if path is None else f"{root}.{path}")
+    return scope.named(items, NamePattern(node).fits(scope.catalogue, scope.roots))
 
 
 def _regex(node: Regex, scope: Scope, items: Sequence[int]) -> list[int]:
     matches = re.compile(node.pattern).fullmatch
-    return scope.named(items, lambda name: matches(name) is not None)
+    return list(dict.fromkeys(item for item, text in scope.texts(items) if matches(text)))
 
 
 def _type(node: Type, scope: Scope, items: Sequence[int]) -> list[int]:
-    paths = scope.source.paths_of((node,))
-    if scope.roots is None:
-        return scope.named(items, lambda name: name.rpartition(".")[0] in paths)
-    return [item for item in items if any(owner in paths for owner in scope.owners_of(item))]
+    paths = scope.catalogue.paths
+    owning = bytearray(len(paths.parents))
+    for path in _modules(scope, (node,)):
+        owning[path] = 1
+    return scope.named(items, [owning[owner] for owner in paths.owners])
 
 
 def _inside(node: Inside, scope: Scope, items: Sequence[int]) -> list[int]:
-    inner, origins = scope.inside(items, scope.source.paths_of(node.types))
-    found = evaluate(node.inner, inner, range(len(inner.rows)))
-    stems = {origin for item in found for origin in origins[item]}
+    roots = under(scope, _modules(scope, node.types))
+    stems: set[int] = set()
+    for layer in [roots] if _distributes(node.inner) else layers(scope.catalogue.paths, roots):
+        inner, origins = inside(scope, items, layer)
+        stems.update(origins[item] for item in evaluate(node.inner, inner, range(len(origins))))
     return [item for item in items if item in stems]
+
+
+def _modules(scope: Scope, types: tuple[Type, ...]) -> list[int]:
+    if scope.catalogue.modules is None:
+        raise MissingFieldError(
+            f"`{types[0]}` asks for a module's class, which {scope.catalogue.source} does not know; "
+            "name the tensors instead, or use the live model"
+        )
+    return modules_of(scope.catalogue, types)
+
+
+def _distributes(node: Node) -> bool:
+    """Tell whether a row is selected as seen from several roots at once when it is as seen from one of them.
+
+    Then modules inside one another need not be entered one after the other.
+    """
+    if isinstance(node, Names | Type) or _ignores_roots(node):
+        return True
+    if isinstance(node, Inside):
+        return _distributes(node.inner)
+    if isinstance(node, Union):
+        return all(map(_distributes, node.parts))
+    return (
+        isinstance(node, Chain) and _distributes(node.first) and all(_ignores_roots(step) for _, step in node.rest)
+    )
+
+
+def _ignores_roots(node: Node) -> bool:
+    """Tell whether a node asks only about rows, not about names."""
+    if isinstance(node, Not | Chain | Union):
+        return all(map(_ignores_roots, children(node)))
+    return isinstance(node, State | Field | Where)
 
 
 def _where(node: Where, scope: Scope, items: Sequence[int]) -> list[int]:
@@ -192,7 +210,7 @@ def _fail_unknown(node: State | Field, scope: Scope, items: Sequence[int], remed
     named = [quote_name(scope.row(item).name) for item in items[:3]]
     more = f" and {len(items) - len(named)} more" if len(items) > len(named) else ""
     raise MissingFieldError(
-        f"`{node}` asks what {scope.source.listing.source} does not know of {', '.join(named)}{more}; {remedy}"
+        f"`{node}` asks what {scope.catalogue.source} does not know of {', '.join(named)}{more}; {remedy}"
     )
 
 

@@ -6,24 +6,26 @@ import re
 from typing import TYPE_CHECKING
 
 from torchkeep.names import natural_key, quote_name, quote_segment
-from torchkeep.selectors.patterns import NamePattern, number, without_repeats
+from torchkeep.selectors.paths import number
+from torchkeep.selectors.patterns import NamePattern, without_repeats
 from torchkeep.selectors.suggest import nearest
 from torchkeep.selectors.syntax import Deep, Glob, Index, Names, Regex, Star
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from torchkeep.selectors.scopes import Scope
     from torchkeep.selectors.syntax import Segment
 
 _WANTED = 3
 _SHOWN = 4
 _ROUNDS = 3
 _DEEP = Deep()
-_STAR = Glob((Star(),))
 
 
-def explain_regex(node: Regex, names: Sequence[str]) -> tuple[str, tuple[Regex, ...]]:
-    """Say why a regular expression matches none of ``names``, as a clause, and give a wider one that does."""
+def explain_regex(node: Regex, scope: Scope, items: Sequence[int]) -> tuple[str, tuple[Regex, ...]]:
+    """Say why a regular expression matches no name of ``items``, as a clause, and give a wider one that does."""
+    names = [text for _, text in scope.texts(items)]
     search = re.compile(node.pattern).search
     if not any(map(search, names)):
         return f"no name holds what `{node}` describes; names are such as {_some(map(quote_name, names))}", ()
@@ -36,28 +38,20 @@ def explain_regex(node: Regex, names: Sequence[str]) -> tuple[str, tuple[Regex, 
     return why, (Regex(wider),) if fits else ()
 
 
-def explain_names(
-    node: Names, names: Sequence[str], highest: Callable[[str | None], int | None]
-) -> tuple[str, tuple[Names, ...]]:
-    """Say why a pattern fits none of ``names``, as a clause, and give the nearest patterns that fit one.
-
-    Args:
-        node: the pattern.
-        names: at least one.
-        highest: the highest number present under a path, as `NamePattern.tester` takes it.
-    """
-    return _Mender(names, highest).explain(node)
+def explain_names(node: Names, scope: Scope, items: Sequence[int]) -> tuple[str, tuple[Names, ...]]:
+    """Say why a pattern fits no name of ``items``, as a clause, and give the nearest patterns that fit one."""
+    return _Mender(scope, items).explain(node)
 
 
 class _Mender:
     """The names that a pattern should have fitted."""
 
-    def __init__(self, names: Sequence[str], highest: Callable[[str | None], int | None]) -> None:
-        self.names, self.highest = names, highest
+    def __init__(self, scope: Scope, items: Sequence[int]) -> None:
+        self.scope, self.items = scope, items
 
     def explain(self, node: Names) -> tuple[str, tuple[Names, ...]]:
         pattern = NamePattern(node)
-        done, following = pattern.furthest(self.names, self.highest)
+        done, following = self._furthest(pattern)
         close: list[Names] = []
         for attempts in self._attempts(pattern.segments, done, following, _ROUNDS):
             fitting = next(filter(self._fits, attempts), None)
@@ -67,8 +61,11 @@ class _Mender:
                 break
         return _why(pattern.segments, done, following), tuple(close)
 
+    def _furthest(self, pattern: NamePattern) -> tuple[int, set[str]]:
+        return pattern.furthest(self.scope.catalogue, self.scope.roots)
+
     def _fits(self, node: Names) -> bool:
-        return any(map(NamePattern(node).tester(self.highest), self.names))
+        return bool(self.scope.named(self.items, NamePattern(node).fits(self.scope.catalogue, self.scope.roots)))
 
     def _attempts(
         self, segments: tuple[Segment, ...], done: int, following: set[str], rounds: int
@@ -76,17 +73,21 @@ class _Mender:
         """Yield ways to mend, the likeliest first; of each, the first attempt that fits is to be taken."""
         if done == len(segments):
             yield iter([_of(*segments, _DEEP)])
-        elif segments[0] != _DEEP:
-            yield iter([_of(_DEEP, *segments), _of(_DEEP, *segments, _DEEP)])
-        if done < len(segments):
+        else:
+            yield self._skipping(segments, done)
             for segment in _near(segments[done], following):
                 yield self._with(segments, done, segment, rounds)
-        if _STAR in segments:
-            yield iter([_of(*(_DEEP if segment == _STAR else segment for segment in segments))])
+        if 0 < done < len(segments) and segments[0] != _DEEP:
+            yield self._skipping(segments, 0)
         literal = Names(segments).literal
         if literal is not None:
-            for name in nearest(literal, self.names):
+            for name in nearest(literal, (text for _, text in self.scope.texts(self.items))):
                 yield iter([Names(tuple(Glob((segment,)) for segment in name.split(".")))])
+
+    def _skipping(self, segments: tuple[Segment, ...], position: int) -> Iterator[Names]:
+        """Yield the pattern with ``**`` at a position, where names hold more segments than it says."""
+        yield _of(*segments[:position], _DEEP, *segments[position:])
+        yield _of(*segments[:position], _DEEP, *segments[position:], _DEEP)
 
     def _with(
         self, segments: tuple[Segment, ...], position: int, segment: Segment, rounds: int
@@ -95,9 +96,10 @@ class _Mender:
         replaced = (*segments[:position], segment, *segments[position + 1 :])
         yield Names(replaced)
         yield _of(*replaced, _DEEP)
-        done, following = NamePattern(Names(replaced)).furthest(self.names, self.highest)
-        if rounds > 1 and position < done < len(replaced):
-            for near in _near(replaced[done], following)[:1]:
+        done, following = self._furthest(NamePattern(Names(replaced)))
+        if position < done < len(replaced):
+            yield from self._skipping(replaced, done)
+            for near in _near(replaced[done], following)[:1] if rounds > 1 else ():
                 yield from self._with(replaced, done, near, rounds - 1)
 
 

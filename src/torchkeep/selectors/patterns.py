@@ -11,23 +11,17 @@ import re
 from itertools import product
 from typing import TYPE_CHECKING
 
+from torchkeep.selectors.paths import number
 from torchkeep.selectors.syntax import Braces, Deep, Glob, Index, Names, Star
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from torchkeep.selectors.catalogue import Catalogue
     from torchkeep.selectors.syntax import Piece, Pieces, Segment
 
 _MOST_LITERALS = 4096
 _MOST_GLOBS = 64
-_DIGITS = 18
-
-
-def number(segment: str) -> int | None:
-    """Return the value of a numeric segment (ASCII digits, at most 18), or None when it is not one."""
-    if segment.isdecimal() and segment.isascii() and len(segment) <= _DIGITS:
-        return int(segment)
-    return None
 
 
 # One segment --------------------------------------------------------------------------------------
@@ -113,12 +107,10 @@ def _reach_piece(piece: Piece, segment: str, starts: set[int]) -> set[int]:
 
 
 class NamePattern:
-    """A `Names` node, ready to be run over names.
+    """A `Names` node, ready to be run over the paths of a listing.
 
     Attributes:
         segments: the node's, without a ``**`` right behind another.
-        from_end: whether a slice in it counts from the highest number present, so that it depends on where it
-            stands.
     """
 
     def __init__(self, names: Names) -> None:
@@ -132,88 +124,74 @@ class NamePattern:
         )
         self._start = self._close(1)
         self._accepting = 1 << len(self.segments)
-        self._steps: dict[int, dict[str, int]] = {}
-        self.from_end = bool(self._from_end)
+        # What a set of states becomes under a segment; and where that depends on the highest number there, too.
+        self._known: dict[int, dict[str, int]] = {}
+        self._known_at: dict[tuple[int, str, int | None], int] = {}
 
-    def tester(self, highest: Callable[[str | None], int | None]) -> Callable[[str], bool]:
-        """Return a function that tells whether a name fits.
+    def states(self, catalogue: Catalogue, roots: Iterable[int]) -> list[int]:
+        """Return, for each path, the states there when names begin at each of ``roots``."""
+        paths = catalogue.paths
+        found = [0] * len(paths.parents)
+        for root in roots:
+            found[root] = self._start
+        known = self._known
+        for node, (parent, segment) in enumerate(zip(paths.parents, paths.segments, strict=True)):
+            before = found[parent]
+            if before and node:
+                row = known.get(before)
+                after = None if row is None else row.get(segment)
+                found[node] |= self._step(catalogue, parent, before, segment) if after is None else after
+        return found
 
-        Args:
-            highest: gives the highest number present under a path, relative to where names begin (None: there), or
-                None where there is none. Asked only where the pattern counts from the end.
-        """
-        # For each module's path, whether each last segment met so far completes a name that fits. Paths that
-        # lead to the same states share one dict.
-        by_path: dict[str | None, tuple[int, dict[str, bool]]] = {}
-        by_states: dict[int, dict[str, bool]] = {}
+    def fits(self, catalogue: Catalogue, roots: Iterable[int]) -> bytearray:
+        """Return, for each name, whether it fits (1 or 0) as seen from any of ``roots``."""
+        paths = catalogue.paths
+        states, accepting = self.states(catalogue, roots), self._accepting
+        found = bytearray(len(paths.owners))
+        known = self._known
+        for name, (owner, last) in enumerate(zip(paths.owners, paths.lasts, strict=True)):
+            before = states[owner]
+            if before:
+                row = known.get(before)
+                after = None if row is None else row.get(last)
+                if after is None:
+                    after = self._step(catalogue, owner, before, last)
+                if after & accepting:
+                    found[name] = 1
+        return found
 
-        def fits(name: str) -> bool:
-            head, dot, last = name.rpartition(".")
-            path = head if dot else None
-            entry = by_path.get(path)
-            if entry is None:
-                states = self.run(path, highest)
-                shared = {} if states & self._from_end else by_states.setdefault(states, {})
-                entry = by_path[path] = (states, shared)
-            states, known = entry
-            fit = known.get(last)
-            if fit is None:
-                fit = known[last] = bool(self.step(states, last, path, highest) & self._accepting)
-            return fit
-
-        return fits
-
-    def run(self, path: str | None, highest: Callable[[str | None], int | None]) -> int:
-        """Return the states after all segments of ``path`` (None: before any segment)."""
-        states = self._start
-        if path is None:
-            return states
-        end = -1
-        for segment in path.split("."):
-            before = path[:end] if end >= 0 and states & self._from_end else None
-            states = self.step(states, segment, before, highest)
-            if not states:
-                break
-            end += len(segment) + 1
-        return states
-
-    def furthest(self, names: Iterable[str], highest: Callable[[str | None], int | None]) -> tuple[int, set[str]]:
+    def furthest(self, catalogue: Catalogue, roots: Iterable[int]) -> tuple[int, set[str]]:
         """Find out how far names fit.
 
         Returns:
             How many of `segments` are used up at most by the first segments of some name; and the segments that
             names go on with there.
         """
-        most, following = 0, set[str]()
-        for name in names:
-            states = self._start
-            path: str | None = None
-            for segment in name.split("."):
-                used = states.bit_length() - 1
-                if used > most:
-                    most, following = used, set()
-                if used == most:
-                    following.add(segment)
-                states = self.step(states, segment, path, highest)
-                if not states:
-                    break
-                if self.from_end:
-                    path = segment if path is None else f"{path}.{segment}"
-            if states.bit_length() - 1 > most:
-                most, following = states.bit_length() - 1, set()
-        return most, following
+        paths = catalogue.paths
+        states = self.states(catalogue, roots)
+        last = [
+            self._step(catalogue, owner, states[owner], segment)
+            for owner, segment in zip(paths.owners, paths.lasts, strict=True)
+            if states[owner]
+        ]
+        most = max(*states, *last).bit_length() - 1
+        used_up = 1 << most
+        steps = zip(paths.parents[1:] + paths.owners, paths.segments[1:] + paths.lasts, strict=True)
+        return most, {segment for parent, segment in steps if states[parent] & used_up}
 
-    def step(
-        self, states: int, segment: str, path: str | None, highest: Callable[[str | None], int | None]
-    ) -> int:
-        """Return the states after one more segment under ``path``."""
-        if states & self._from_end:
-            return self._work_out(states, segment, highest(path))
-        known = self._steps.setdefault(states, {})
-        found = known.get(segment)
-        if found is None:
-            found = known[segment] = self._work_out(states, segment, None)
-        return found
+    def _step(self, catalogue: Catalogue, parent: int, before: int, segment: str) -> int:
+        """Return the states after one more segment behind the path ``parent``."""
+        if before & self._from_end and number(segment) is not None:
+            highest = catalogue.highest[parent]
+            after = self._known_at.get((before, segment, highest))
+            if after is None:
+                after = self._known_at[before, segment, highest] = self._work_out(before, segment, highest)
+            return after
+        known = self._known.setdefault(before, {})
+        after = known.get(segment)
+        if after is None:
+            after = known[segment] = self._work_out(before, segment, None)
+        return after
 
     def _work_out(self, states: int, segment: str, highest: int | None) -> int:
         found = states & self._deep

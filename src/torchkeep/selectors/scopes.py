@@ -2,174 +2,154 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from torchkeep.errors import MissingFieldError
-from torchkeep.names import join, prefixes
-from torchkeep.selectors.patterns import number
+from torchkeep.selectors.catalogue import catalogue_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torchkeep.rows import Listing, Row, TypeInfo
+    from torchkeep.selectors.catalogue import Catalogue
+    from torchkeep.selectors.paths import Paths
     from torchkeep.selectors.syntax import Type
 
 
-class Source:
-    """A listing, with what is worked out from it when a selector first asks.
+class Scope(NamedTuple):
+    """Items, each a row under those of its names that can be seen from some modules, the roots.
 
     Attributes:
-        listing: the rows.
+        catalogue: the listing.
+        roots: paths of the roots; ``(0,)`` where the listing is seen whole.
+        first: for each item, one of its names.
+        more: the further names of the items that have some.
     """
 
-    def __init__(self, listing: Listing) -> None:
-        self.listing = listing
-
-    @cached_property
-    def _highest(self) -> dict[str | None, int]:
-        """Highest number present under each path (None: where names begin), counting persistent rows' names only.
-
-        Only those stand in a file, and a selector must mean the same there as on the live module.
-        """
-        found: dict[str | None, int] = {}
-        seen: set[str] = set()
-        for row in self.listing.rows:
-            for name in row.names if row.persistent else ():
-                path: str | None = name
-                while path is not None and path not in seen:
-                    seen.add(path)
-                    head, dot, last = path.rpartition(".")
-                    path = head if dot else None
-                    value = number(last)
-                    if value is not None and value > found.get(path, -1):
-                        found[path] = value
-        return found
-
-    def highest(self, path: str | None) -> int | None:
-        """Return the highest number present under ``path``, or None where there is none."""
-        return self._highest.get(path)
-
-    def paths_of(self, types: Iterable[Type]) -> set[str]:
-        """Return the paths of all modules of one of ``types``.
-
-        Raises:
-            MissingFieldError: the source knows no classes.
-        """
-        wanted = tuple(types)
-        modules = self.listing.modules
-        if modules is None:
-            raise MissingFieldError(
-                f"`{wanted[0]}` asks for a module's class, which {self.listing.source} does not know; "
-                "name the tensors instead, or use the live model"
-            )
-        verdicts: dict[int, bool] = {}
-        found = set()
-        for path, info in modules.items():
-            verdict = verdicts.get(id(info))
-            if verdict is None:
-                verdict = verdicts[id(info)] = any(is_type(info, one) for one in wanted)
-            if verdict:
-                found.add(path)
-        return found
-
-
-class Scope:
-    """Items as seen from where names begin: the whole listing, or modules of a class.
-
-    Attributes:
-        source: the listing.
-        rows: each item's position in the listing.
-        roots: path of the module that each item is seen from; None where items are seen from outside.
-        names: an item's first name, relative to its root.
-        others: the further names of the items that have some.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        rows: Sequence[int],
-        roots: Sequence[str] | None,
-        names: Sequence[str],
-        others: dict[int, tuple[str, ...]],
-    ) -> None:
-        self.source, self.rows, self.roots = source, rows, roots
-        self.names, self.others = names, others
-
-    @classmethod
-    def whole(cls, source: Source) -> Scope:
-        """Return the scope in which items are the rows themselves."""
-        names, others = [], {}
-        for item, row in enumerate(source.listing.rows):
-            names.append(row.name)
-            if row.aliases or row.plain:
-                others[item] = (*row.aliases, *row.plain)
-        return cls(source, range(len(names)), None, names, others)
+    catalogue: Catalogue
+    roots: Sequence[int]
+    first: Sequence[int]
+    more: Mapping[int, tuple[int, ...]]
 
     def row(self, item: int) -> Row:
         """Return an item's row."""
-        return self.source.listing.rows[self.rows[item]]
+        return self.catalogue.row(self.first[item])
 
-    def names_of(self, item: int) -> tuple[str, ...]:
-        """Return all names of an item, relative to its root."""
-        return (self.names[item], *self.others.get(item, ()))
+    def names_of(self, item: int) -> tuple[int, ...]:
+        """Return the numbers of an item's names."""
+        return (self.first[item], *self.more.get(item, ()))
 
-    def owners_of(self, item: int) -> Iterator[str]:
-        """Yield the paths, seen from outside, of the modules that own an item."""
-        root = self.roots[item] if self.roots is not None else ""
-        for name in self.names_of(item):
-            yield join(root, name.rpartition(".")[0])
+    def texts(self, items: Iterable[int]) -> Iterator[tuple[int, str]]:
+        """Yield the items' names, as seen from the roots, none of which may lie under another."""
+        catalogue = self.catalogue
+        if self.roots == (0,):
+            yield from ((item, catalogue.names[name]) for item in items for name in self.names_of(item))
+            return
+        above = nearest_above(catalogue.paths, self.roots)
+        for item in items:
+            for name in self.names_of(item):
+                root = above[catalogue.paths.owners[name]]
+                assert root is not None  # else the item would not be in this scope
+                yield item, catalogue.relative(name, root)
 
-    def named(self, items: Iterable[int], fits: Callable[[str], bool]) -> list[int]:
-        """Return the items of which a name fits."""
-        names, others = self.names, self.others
-        if not others:
-            return [item for item in items if fits(names[item])]
+    def named(self, items: Iterable[int], fits: Sequence[object]) -> list[int]:
+        """Return the items of which a name fits; ``fits`` says so for each name."""
+        first, more = self.first, self.more
+        if not more:
+            return [item for item in items if fits[first[item]]]
         return [
             item
             for item in items
-            if fits(names[item]) or (item in others and any(fits(name) for name in others[item]))
+            if fits[first[item]] or (item in more and any(fits[name] for name in more[item]))
         ]
 
-    def inside(self, items: Iterable[int], paths: Collection[str]) -> tuple[Scope, list[list[int]]]:
-        """Go into modules.
 
-        Returns:
-            The scope of ``items`` as seen from each of ``paths`` that lies on the way to them; and, for each item
-            in it, the items of this scope that it stems from.
-        """
-        positions: dict[tuple[str, int], int] = {}
-        rows: list[int] = []
-        roots: list[str] = []
-        names: list[list[str]] = []
-        origins: list[list[int]] = []
-        on_the_way: dict[str, list[str]] = {}
-        for item in items:
-            outer = self.roots[item] if self.roots is not None else ""
-            for relative in self.names_of(item):
-                name = join(outer, relative)
-                owner = name.rpartition(".")[0]
-                entered = on_the_way.get(owner)
-                if entered is None:
-                    around = (*prefixes(owner), owner) if owner else ("",)
-                    entered = on_the_way[owner] = [path for path in around if path in paths]
-                for root in entered:
-                    if len(root) < len(outer):
-                        continue
-                    row = self.rows[item]
-                    position = positions.setdefault((root, row), len(rows))
-                    if position == len(rows):
-                        rows.append(row)
-                        roots.append(root)
-                        names.append([])
-                        origins.append([])
-                    short = name[len(root) + 1 :] if root else name
-                    if short not in names[position]:
-                        names[position].append(short)
-                    if item not in origins[position]:
-                        origins[position].append(item)
-        others = {item: tuple(found[1:]) for item, found in enumerate(names) if len(found) > 1}
-        return Scope(self.source, rows, roots, [found[0] for found in names], others), origins
+def whole(listing: Listing) -> Scope:
+    """Return the scope in which items are the rows themselves."""
+    catalogue = catalogue_of(listing)
+    return Scope(catalogue, (0,), range(len(listing.rows)), catalogue.further)
+
+
+def inside(scope: Scope, items: Iterable[int], roots: Sequence[int]) -> tuple[Scope, list[int]]:
+    """Go into modules.
+
+    Args:
+        scope: where ``items`` are seen from.
+        items: what to see from inside.
+        roots: paths at or under the scope's roots.
+
+    Returns:
+        The scope of the items as seen from ``roots``, one item for each row and root; and, for each item in it,
+        the item that it stems from. Where roots lie under one another, an item is seen from all of them at once.
+    """
+    paths = scope.catalogue.paths
+    above, owners = nearest_above(paths, roots), paths.owners
+    nested = any(above[paths.parents[root]] is not None for root in roots if root)
+    first: list[int] = []
+    more: dict[int, tuple[int, ...]] = {}
+    origins: list[int] = []
+    for item in items:
+        if item not in scope.more:
+            if above[owners[scope.first[item]]] is not None:
+                first.append(scope.first[item])
+                origins.append(item)
+            continue
+        by_root: dict[int, list[int]] = {}
+        for name in scope.names_of(item):
+            root = above[owners[name]]
+            if root is not None:
+                by_root.setdefault(0 if nested else root, []).append(name)
+        for names in by_root.values():
+            if len(names) > 1:
+                more[len(first)] = tuple(names[1:])
+            first.append(names[0])
+            origins.append(item)
+    return Scope(scope.catalogue, roots, first, more), origins
+
+
+def under(scope: Scope, paths: Iterable[int]) -> list[int]:
+    """Return those of ``paths`` that lie at or under a root of the scope."""
+    if 0 in scope.roots:
+        return list(paths)
+    above = nearest_above(scope.catalogue.paths, scope.roots)
+    return [path for path in paths if above[path] is not None]
+
+
+def layers(paths: Paths, roots: Sequence[int]) -> list[list[int]]:
+    """Part roots into layers, in each of which none lies under another."""
+    wanted = set(roots)
+    depths = [0] * len(paths.parents)
+    found: list[list[int]] = []
+    for node, parent in enumerate(paths.parents):
+        depth = depths[parent] if node else 0
+        if node in wanted:
+            if depth == len(found):
+                found.append([])
+            found[depth].append(node)
+            depth += 1
+        depths[node] = depth
+    return found
+
+
+def nearest_above(paths: Paths, roots: Iterable[int]) -> list[int | None]:
+    """Return, for each path, the nearest of ``roots`` at or above it, or None where there is none."""
+    found: list[int | None] = [None] * len(paths.parents)
+    wanted = set(roots)
+    for node, parent in enumerate(paths.parents):
+        found[node] = node if node in wanted else found[parent]
+    return found
+
+
+def modules_of(catalogue: Catalogue, types: Sequence[Type]) -> list[int]:
+    """Return the paths of the modules of one of ``types``, those without any tensor left out."""
+    verdicts: dict[int, bool] = {}
+    found = []
+    for node, info in enumerate(catalogue.types):
+        verdict = verdicts.get(id(info))
+        if verdict is None:
+            verdict = verdicts[id(info)] = info is not None and any(is_type(info, one) for one in types)
+        if verdict:
+            found.append(node)
+    return found
 
 
 def is_type(info: TypeInfo, wanted: Type) -> bool:
