@@ -60,4 +60,7 @@ def _show_statistics(source: str, selector: str | None, *, as_json: bool) -> str
         from torchkeep.cli.documents import rows_document  # noqa: PLC0415 - text needs none of it
 
         return rows_document(source, selector, table.rows, statistics)
-    return f"{statistics}\n"
+    from torchkeep.rows.text import total_lines  # noqa: PLC0415 - JSON needs none of it
+    from torchkeep.rows.totals import count  # noqa: PLC0415 - same
+
+    return f"{statistics}\n\n{total_lines(count((row, 1) for row in table.rows))}\n"
