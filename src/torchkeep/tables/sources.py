@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from torchkeep.errors import SourceError
 from torchkeep.formats.contents import open_contents
-from torchkeep.names import join, natural_key
+from torchkeep.names import natural_key
 from torchkeep.rows import Listing, Row
 from torchkeep.storage.local import LOCAL
 from torchkeep.tables.survey import OWNERS_ATTRIBUTE, Survey, survey, unwrap
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from torchkeep.tables.survey import Place
 
 _BATCH = 64 << 20
+_PLAIN = (torch.Tensor, nn.Parameter)
 ACCEPTED = "a torch.nn.Module, a mapping from names to tensors (a state_dict), or the path of a .safetensors file"
 
 
@@ -49,6 +49,10 @@ class Source(ABC):
     @abstractmethod
     def listing(self) -> Listing:
         """Return the rows as they are now; the same object as long as nothing has changed."""
+
+    def known(self) -> Listing:
+        """Return the listing last returned, without looking whether something has changed."""
+        return self.listing()
 
     @abstractmethod
     def tensor(self, position: int) -> Tensor:
@@ -88,7 +92,10 @@ class ModuleSource(Source):
         self.survey: Survey = survey(self._net)
         self._holders = list({id(module): module for module in self.survey.modules.values()}.values())
         self._seen = [_state(module) for module in self._holders]
-        self.__dict__.pop("_parents", None)
+
+    def known(self) -> Listing:
+        """Return the rows as they were at the last look."""
+        return self.survey.listing
 
     def listing(self) -> Listing:
         """Return the rows as they are now."""
@@ -105,12 +112,17 @@ class ModuleSource(Source):
         if listing is not self.survey.listing:
             return False
         place = self._place(position, name)
+        if place.registry.get(place.key) is None:
+            return False
+        modules = self.survey.modules
         path = name.removesuffix(place.key).removesuffix(".")
         while path:
-            path, module, key, child = self._parents[path]
-            if module._modules.get(key) is not child:  # noqa: SLF001 - get_submodule takes no path around wrappers
+            above, _, key = path.rpartition(".")
+            child = modules[above]._modules.get(key) if above in modules else None  # noqa: SLF001 - get_submodule raises
+            if child is None or unwrap(child) is not modules[path]:
                 return False
-        return place.registry.get(place.key) is not None
+            path = above
+        return True
 
     def named(self, position: int, name: str) -> Tensor:
         """Return what hangs under ``name`` now."""
@@ -118,17 +130,6 @@ class ModuleSource(Source):
 
     def _place(self, position: int, name: str) -> Place:
         return next(place for place in self.survey.places[position] if place.name == name)
-
-    @cached_property
-    def _parents(self) -> dict[str, tuple[str, nn.Module, str, nn.Module]]:
-        """For each path: the path, module and key that it hangs under, and what hung there at the last look."""
-        children = {id(module): state[1] for module, state in zip(self._holders, self._seen, strict=True)}
-        return {
-            join(path, key): (path, module, key, child)
-            for path, module in self.survey.modules.items()
-            for key, child in children[id(module)].items()
-            if child is not None
-        }
 
     def is_same(self, other: Source) -> bool:
         """Tell whether ``other`` is a table of the same module, wrapped or not."""
@@ -249,24 +250,25 @@ def _open_path(path: str | os.PathLike[str]) -> Source:
     return FileSource(path)
 
 
-def _state(module: nn.Module) -> tuple[Any, ...]:
-    """Describe what rows say of one module's tensors, cheap to make and to compare."""
-    inside = module.__dict__
-    return (
-        type(module),
-        dict(module._modules),  # noqa: SLF001 - children() hides places
-        {key: tensor if tensor is None else _fingerprint(tensor) for key, tensor in module._parameters.items()},  # noqa: SLF001
-        {key: tensor if tensor is None else _fingerprint(tensor) for key, tensor in module._buffers.items()},  # noqa: SLF001
-        set(module._non_persistent_buffers_set),  # noqa: SLF001
-        inside.get(OWNERS_ATTRIBUTE),
-    )
-
-
-def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
-    # Only plain dense tensors surely have an address; a lazy or sparse one has none, a fake one warns.
-    plain = type(tensor) in {torch.Tensor, nn.Parameter} and tensor.layout is torch.strided
-    address = tensor.data_ptr() if plain else 0
-    return id(tensor), tensor.requires_grad, tensor.dtype, tensor.device, _shape(tensor), address
+def _state(module: nn.Module) -> list[Any]:
+    """Describe what rows say of one module's tensors; flat, so that it is cheap to make and to compare."""
+    children = module._modules  # noqa: SLF001 - children() hides a shared child's second place
+    transient = module._non_persistent_buffers_set  # noqa: SLF001 - there is no public way
+    state = [type(module), module.__dict__.get(OWNERS_ATTRIBUTE), len(children), *children, *children.values()]
+    if transient:
+        state.append(set(transient))
+    for registry in (module._parameters, module._buffers):  # noqa: SLF001 - the public ways hide ties
+        state.append(len(registry))
+        for key, tensor in registry.items():
+            state.append(key)
+            if tensor is None:
+                continue
+            state += (id(tensor), tensor.requires_grad, tensor.dtype, tensor.device)
+            if type(tensor) in _PLAIN and tensor.layout is torch.strided:
+                state += (tensor.shape, tensor.data_ptr())
+            else:  # a lazy or sparse tensor has no address, and a fake one warns
+                state.append(_shape(tensor))
+    return state
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...] | None:

@@ -45,7 +45,7 @@ def params(
         StorageError: the file can't be read.
     """
     opened = open_source(source)
-    listing = opened.listing()
+    listing = opened.known()
     everything = isinstance(select, str) and select == "**"
     if everything:
         return ParameterTable(opened, listing, tuple(range(len(listing.rows))))
