@@ -134,6 +134,18 @@ def test_overlapping_parameters_are_refused():
         tk.optimizer_groups(net, {"**": {}})
 
 
+def test_interleaved_parameters_are_no_overlap():
+    """Columns of one matrix lie between each other and share no element: each trains by itself."""
+    fused = torch.zeros(4, 6)
+    net = nn.ModuleList([nn.Linear(2, 4, bias=False) for _ in range(3)])
+    for at, layer in enumerate(net):
+        layer.weight = nn.Parameter(fused[:, 2 * at : 2 * at + 2])
+    assert len(tk.optimizer_groups(net, {"**": {}})[0]["params"]) == 3
+    net[2].weight = nn.Parameter(fused[:, 3:5])
+    with pytest.raises(RuleError, match="overlap in memory"):
+        tk.optimizer_groups(net, {"**": {}})
+
+
 def test_only_modules_have_groups():
     """A state_dict has nothing that trains."""
     with pytest.raises(SourceError, match=r"expected a torch\.nn\.Module, found OrderedDict"):

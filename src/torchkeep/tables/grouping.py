@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from torchkeep.tables.claims import Rules, claim, complaints, folded_names, raise_problems, split_rules
 from torchkeep.tables.survey import Survey, survey
+from torchkeep.tensors.identity import span
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
 
     from torchkeep.rows import Row
 
@@ -99,12 +104,35 @@ def _shared_memory(found: Survey) -> list[str]:
                 f"{names} are {len(distinct)} Parameters over the same memory, each with its own "
                 f"gradient and step; tk.tie them first: tk.tie(net, {spelled})"
             )
-    rows = {row.name: row for row in found.listing.rows}
+    at = {row.name: position for position, row in enumerate(found.listing.rows)}
     for group in found.overlaps:
-        parameters_of = [rows[name] for name in group if rows[name].kind == "parameter"]
-        if len(parameters_of) > 1 and any(row.trainable for row in parameters_of):
+        rows = [row for name in group if (row := found.listing.rows[at[name]]).kind == "parameter"]
+        trains = any(row.trainable for row in rows)
+        if trains and _share_elements([found.tensors[at[row.name]] for row in rows]):
             problems.append(
-                f"{folded_names(parameters_of)} overlap in memory without being one tensor, so that a step of one "
+                f"{folded_names(rows)} overlap in memory without being one tensor, so that a step of one "
                 "changes the other; give each its own memory with .clone()"
             )
     return problems
+
+
+def _share_elements(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether some byte belongs to two tensors; columns of one matrix interleave and share none."""
+    spans = [(tensor, place) for tensor in tensors if (place := span(tensor)) is not None]
+    first = min((place.start for _, place in spans), default=0)
+    last = max((place.stop for _, place in spans), default=0)
+    taken = torch.zeros(last - first, dtype=torch.bool, device="cpu")
+    for tensor, place in spans:
+        size = tensor.element_size()
+        steps = [(count, step) for count, step in zip(tensor.shape, tensor.stride(), strict=True) if step]
+        shape, strides = [count for count, _ in steps], [step * size for _, step in steps]
+        own = taken.as_strided([*shape, size], [*strides, 1], place.start - first)
+        if own.any():
+            return True
+        try:
+            own.fill_(value=True)
+        except (
+            RuntimeError
+        ):  # it overlaps itself, as a sliding window does: then it also shares with whatever is near
+            return True
+    return False
