@@ -1,0 +1,69 @@
+"""A recipe as text, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from torchkeep.recipes.document import Entry, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torchkeep.formats.values import Node
+
+_LONG = 60
+
+
+def lines_of(recipe: Recipe) -> Iterator[str]:
+    """Yield the tree of modules, then what was done to it after construction."""
+    yield from _entry_lines(recipe.root, "", 0)
+    for tie in recipe.ties:
+        yield f"{'same module' if tie.kind == 'module' else 'tied'}: {' = '.join(tie.names)}"
+    for dtype, names in recipe.dtypes.items():
+        yield f"{dtype}: {', '.join(names)}"
+    for word, names in (("frozen", recipe.frozen), ("trainable", recipe.trainable)):
+        if names:
+            yield f"{word}: {', '.join(names)}"
+
+
+def _entry_lines(entry: Entry | None, name: str, depth: int) -> Iterator[str]:
+    head = "  " * depth + (f"{name}: " if name else "")
+    if entry is None:
+        yield f"{head}None"
+        return
+    if entry.same:
+        yield f"{head}the same as {entry.same}{f' at {entry.at}' if entry.at else ''}"
+        return
+    modules: list[tuple[str, Entry]] = []
+    shown = [f"{key}={_value(node, key, modules)}" for key, node in entry.args.items()]
+    label = f"  [{entry.label}]" if entry.label else ""
+    yield f"{head}{entry.block}({', '.join(shown)}){label}"
+    for key, module in modules:
+        yield from _entry_lines(module, key, depth + 1)
+    for key, child in entry.children.items():
+        yield from _entry_lines(child, key, depth + 1)
+
+
+def _value(node: Node, path: str, modules: list[tuple[str, Entry]]) -> str:
+    """Show one argument on the line; modules in it are noted, and get lines of their own."""
+    if isinstance(node, list):
+        return f"[{', '.join(_value(item, f'{path}[{i}]', modules) for i, item in enumerate(node))}]"
+    if not isinstance(node, dict) or len(node) != 1:
+        return _short(node)
+    ((tag, part),) = node.items()
+    if tag == "module":
+        modules.append((path, msgspec.convert(part, Entry)))
+        return "..."
+    if tag == "tuple" and isinstance(part, list):
+        inner = ", ".join(_value(item, f"{path}[{i}]", modules) for i, item in enumerate(part))
+        return f"({inner},)" if len(part) == 1 else f"({inner})"
+    if tag in {"dtype", "memory_format", "function", "class", "device"}:
+        return str(part)
+    return f"{tag} {_short(part)}"
+
+
+def _short(node: Node) -> str:
+    text = repr(node)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
