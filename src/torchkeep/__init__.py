@@ -10,9 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torchkeep import nn as nn
     from torchkeep.errors import TorchkeepError as TorchkeepError
     from torchkeep.init.plans import InitPlan as InitPlan
     from torchkeep.init.plans import initialize as initialize
+    from torchkeep.recipes import Recipe as Recipe
+    from torchkeep.recipes import block as block
+    from torchkeep.recipes import build as build
+    from torchkeep.recipes import recipe as recipe
     from torchkeep.selectors import Selector as Selector
     from torchkeep.selectors import select as select
     from torchkeep.selectors import where as where
@@ -31,6 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ("TorchkeepError",),
     "init.plans": ("InitPlan", "initialize"),
+    "recipes": ("Recipe", "block", "build", "recipe"),
     "selectors": ("Selector", "select", "where"),
     "tables.grouping": ("optimizer_groups",),
     "tables.structure": ("tree",),
@@ -40,7 +46,7 @@ _HOMES = {
 """Public names by the module that defines them."""
 
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = ("errors", "init")
+_SUBMODULES = ("errors", "init", "nn")
 
 __all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # noqa: PLE0604 - the names stand above, once
 
