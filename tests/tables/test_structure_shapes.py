@@ -224,6 +224,21 @@ def test_several_calls_of_one_module_show_every_shape():
     assert second.split() == ["[3]", "[4]", "called", "once"]
 
 
+def test_calls_are_counted_where_the_count_changes():
+    """A block that is called three times says so; what it calls once in each of them need not."""
+
+    def run(layer, x):
+        for _ in range(3):
+            x = layer(x)
+        return x
+
+    inner = nn.Sequential(nn.Linear(3, 3), Around(lambda layer, x: layer(layer(x)), nn.Linear(3, 3)))
+    lines = str(tree(Around(run, inner), torch.rand(2, 3))).splitlines()
+    assert [line.rpartition("  ")[2] for line in lines if "called" in line] == ["called 3 times", "called 6 times"]
+    assert "layer: Sequential" in lines[5]
+    assert "layer: Linear" in lines[8]
+
+
 def test_very_many_shapes_are_summed_up():
     """A layer called with a growing sequence does not fill the screen."""
     net = Around(lambda layer, x: [layer(x[:length]) for length in range(1, 21)])

@@ -70,7 +70,7 @@ class _Spot(NamedTuple):
         blocks: how many it stands for.
         lead: the lines of the tree in front of its name.
         below: the same for the lines below it.
-        reached: whether the module around it was called.
+        around: how often the module around it was called.
     """
 
     node: Node
@@ -78,7 +78,7 @@ class _Spot(NamedTuple):
     blocks: int = 1
     lead: str = ""
     below: str = ""
-    reached: bool = True
+    around: int = 1
 
 
 class _Drawing:
@@ -100,10 +100,10 @@ class _Drawing:
             yield from self._node_lines(spot, spot.below + ("│  " if inside else "   "))
             # The modules stand below, so no tensor is the last line.
             yield from (self._tensor_line(f"{spot.below}├─ ", tensor) for tensor in tensors)
-            reached = bool(node.calls) if node.runnable else spot.reached
+            around = node.times if node.runnable else spot.around
             for left, (label, blocks, child) in enumerate(reversed(inside)):
                 branch, bar = ("├─ ", "│  ") if left else ("└─ ", "   ")
-                pending.append(_Spot(child, label, blocks, spot.below + branch, spot.below + bar, reached))
+                pending.append(_Spot(child, label, blocks, spot.below + branch, spot.below + bar, around))
 
     def _folded(self, node: Node) -> Iterator[tuple[str, int, Node]]:
         """Yield label, number of blocks and first block of each run of neighbours that are alike."""
@@ -133,9 +133,9 @@ class _Drawing:
         blocks = f"{spot.blocks} x " if spot.blocks > 1 else ""
         numbers = (f"{blocks}{node.numel:,}", f"{blocks}{size_text(node.nbytes)}") if node.numel else ("", "")
         notes = list(_notes(node))
-        if self._ran and node.runnable and spot.reached and not node.calls and node.same_as is None:
+        if self._ran and node.runnable and spot.around and not node.calls and node.same_as is None:
             notes.insert(0, "not called")
-        if node.times > 1:
+        if len(node.calls) > 1 or (node.calls and node.times != spot.around):
             notes.insert(0, _times(node.calls[0].times))
         first, others = next(iter(node.calls), None), node.calls[1:]
         yield _Line(title, *self._shapes(first), *numbers, ", ".join(notes))
