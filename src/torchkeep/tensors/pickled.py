@@ -1,0 +1,262 @@
+"""Values and tensors out of a file of torch.save, made from the descriptions that its pickle was read as."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter, OrderedDict
+from ctypes import memmove
+from typing import TYPE_CHECKING, Any, Final, Self
+from zlib import crc32
+
+import torch
+from torch import nn
+
+from torchkeep.dtypes import DTYPES
+from torchkeep.errors import DamageError, FormatError, StorageError
+from torchkeep.formats.pickles import pickled_of
+from torchkeep.formats.pickles.checksums import joined_crc
+from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, StorageRef, TensorRef
+from torchkeep.storage.local import LOCAL
+from torchkeep.storage.transfer import Chunk, read_chunks
+from torchkeep.tensors.dtypes import torch_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torchkeep.formats.pickles import Pickled
+
+_CHUNK: Final = 8 * 1024 * 1024
+
+
+def load_pickled(path: str | os.PathLike[str], *, verify: bool = True, device: str | torch.device = "cpu") -> Any:
+    """Return what a file of torch.save holds: what ``torch.load(path, weights_only=True)`` gives.
+
+    Nothing is unpickled. Tensors that share a storage share memory, and those that are one (a tie) are one object.
+    A single number of NumPy comes back as a plain number.
+
+    Args:
+        path: the file.
+        verify: compare what is read with the checksums in the file, where it has any.
+        device: where the tensors go, whatever device they were saved from; those on the meta device stay there.
+
+    Raises:
+        FormatError: it is no such file, or it holds what is not read.
+        UnsafeFileError: it asks for something to be imported, called or changed; nothing was.
+        DamageError: it is cut short, a checksum differs, or it was changed while it was read.
+        MissingFileError: there is no such file.
+        StorageError: the file can't be read.
+    """
+    with PickledReader(path, verify=verify, device=device) as reader:
+        return reader.value()
+
+
+class PickledReader:
+    """A file of torch.save, opened to read tensors of it; raises what `load_pickled` does.
+
+    Attributes:
+        pickled: what it holds, described.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, verify: bool = True, device: str | torch.device = "cpu"
+    ) -> None:
+        self._verify = verify
+        self._device = torch.device(device)
+        self._storages: dict[str, torch.UntypedStorage] = {}
+        self._tensors: dict[object, torch.Tensor] = {}
+        self._file = LOCAL.open(os.fspath(path))
+        try:
+            self.pickled: Pickled = pickled_of(self._file)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def value(self) -> Any:
+        """Return what was saved."""
+        self._read(self.pickled.tensors)
+        return _Making(self).value(self.pickled.root)
+
+    def tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Return the tensors of those names; of a tie, any name will do."""
+        wanted = {name: self.pickled.tensors[name] for name in names}
+        self._read(wanted)
+        return {name: self.tensor(described) for name, described in wanted.items()}
+
+    def tensor(self, described: TensorRef) -> torch.Tensor:
+        """Return the tensor that is described, once its storage has been read."""
+        key = described.identity, described.parameter, described.requires_grad
+        found = self._tensors.get(key)
+        if found is None:
+            found = self._tensors[key] = self._made(described)
+        return found
+
+    def _made(self, described: TensorRef) -> torch.Tensor:
+        dtype = self.dtype(described.dtype)
+        if described.storage is None:
+            made = torch.empty_strided(described.shape, described.stride, dtype=dtype, device="meta")
+        else:
+            made = torch.empty(0, dtype=dtype, device=self._device)
+            offset = described.start // dtype.itemsize
+            made.set_(self._storages[described.storage.key], offset, described.shape, described.stride)
+        if described.conj:
+            made = made.conj()
+        if described.neg:
+            made = torch._neg_view(made)  # noqa: SLF001 - nothing public sets this bit alone
+        if described.parameter:
+            return nn.Parameter(made, described.requires_grad)
+        return made.requires_grad_(described.requires_grad)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return torch's dtype of that name."""
+        dtype = torch_dtype(name)
+        if dtype is None:
+            raise FormatError(
+                f"{self.pickled.path!r} holds {name}, which torch {torch.__version__} does not know; install a "
+                "newer torch"
+            )
+        return dtype
+
+    def _read(self, wanted: Mapping[str, TensorRef]) -> None:
+        """Read the storages of those tensors that have not been read, each whole, in the file's order."""
+        users: dict[str, list[tuple[str, TensorRef, StorageRef]]] = {}
+        for name, described in wanted.items():
+            if described.storage is not None and described.storage.key not in self._storages:
+                users.setdefault(described.storage.key, []).append((name, described, described.storage))
+        extents = self.pickled.extents
+        keys = sorted(users, key=lambda key: extents[key].start)
+        memory = self._allocated([extents[key].nbytes for key in keys])
+        crcs = self._fill([(extents[key].start, place) for key, place in zip(keys, memory, strict=True)])
+        for key, place, crc in zip(keys, memory, crcs, strict=True):
+            extent, (name, _, _) = extents[key], users[key][0]
+            if crc is not None and extent.crc not in {None, crc}:
+                stop = extent.start + extent.nbytes
+                raise self._damaged(name, extent.start, stop, "its checksum differs")
+            ordered = place if self.pickled.byte_order == "little" else self._swapped(place, users[key])
+            self._storages[key] = ordered.to(self._device).untyped_storage()
+        if self._file.has_changed():
+            raise self._damaged("", 0, self._file.size, "it was changed while it was read")
+
+    def _allocated(self, sizes: list[int]) -> list[torch.Tensor]:
+        try:
+            return [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        except RuntimeError as cause:
+            error = StorageError(
+                f"can't read {self.pickled.path!r}: its tensors need {sum(sizes)} bytes of memory, which the system "
+                "does not give; read fewer of them at a time"
+            )
+            error.errno, error.filename = errno.ENOMEM, self.pickled.path
+            raise error from cause
+
+    def _fill(self, places: list[tuple[int, torch.Tensor]]) -> list[int | None]:
+        """Fill memory from positions of the file, and return each one's checksum where they are to be verified."""
+        addresses = [memory.data_ptr() for _, memory in places]
+        chunks = [
+            Chunk(start + offset, min(_CHUNK, memory.nbytes - offset), position, offset)
+            for position, (start, memory) in enumerate(places)
+            for offset in range(0, memory.nbytes, _CHUNK)
+        ]
+        found: dict[tuple[int, int], int] = {}
+
+        def take(chunk: Chunk, address: int) -> None:
+            memmove(addresses[chunk.tensor] + chunk.offset, address, chunk.nbytes)
+
+        def check(chunk: Chunk, view: memoryview) -> None:
+            if self._verify:
+                found[chunk.tensor, chunk.offset] = crc32(view)
+
+        read_chunks(self._file, chunks, take, check)
+        crcs = [0] * len(places)
+        for chunk in chunks if self._verify else ():
+            crcs[chunk.tensor] = joined_crc(crcs[chunk.tensor], found[chunk.tensor, chunk.offset], chunk.nbytes)
+        return [*crcs] if self._verify else [None] * len(places)
+
+    def _swapped(self, memory: torch.Tensor, users: list[tuple[str, TensorRef, StorageRef]]) -> torch.Tensor:
+        """Return the bytes of a storage with each number turned round."""
+        dtypes = {(storage.dtype, described.dtype) for _, described, storage in users}
+        ((kept, used), *others) = dtypes
+        if others or kept != used:
+            raise FormatError(
+                f"{self.pickled.path!r} has tensor {users[0][0]!r} as big-endian bytes without a dtype, which is "
+                "not read; save the file again on a little-endian machine"
+            )
+        unit = DTYPES[kept].itemsize // (2 if kept.startswith("complex") else 1)
+        return memory.view(-1, unit).flip(1).contiguous().view(-1)
+
+    def _damaged(self, name: str, start: int, stop: int, why: str) -> DamageError:
+        what = f"tensor {name!r} in {self.pickled.path!r}" if name else f"{self.pickled.path!r}"
+        error = DamageError(f"{what} (bytes {start} to {stop}) is damaged: {why}; copy or write the file again")
+        error.tensor, error.file, error.start, error.stop = name, self.pickled.path, start, stop
+        return error
+
+
+class _Making:
+    """Makes values of descriptions; what is shared in the file is shared in what comes out."""
+
+    def __init__(self, reader: PickledReader) -> None:
+        self._reader = reader
+        self._made: dict[int, Any] = {}
+
+    def value(self, described: Any) -> Any:
+        """Return what is described; containers lie at most 100 deep."""
+        kind = type(described)
+        if kind is TensorRef:
+            return self._reader.tensor(described)
+        if kind not in _CONTAINERS:
+            return self._plain(described)
+        if id(described) not in self._made:
+            self._made[id(described)] = self._container(described)
+        return self._made[id(described)]
+
+    def _container(self, described: Any) -> Any:
+        kind = type(described)
+        if kind is dict:
+            return self._items(described)
+        if kind is Counter:
+            counts: Counter[Any] = Counter()
+            # Counter's own update would add.
+            dict.update(counts, self._items(described))
+            return counts
+        if kind is Ordered:
+            ordered = OrderedDict(self._items(described))
+            if described.metadata is not None:
+                # The one attribute that a state_dict has: versions of modules, for load_state_dict.
+                ordered.__dict__["_metadata"] = self.value(described.metadata)
+            return ordered
+        if kind in {set, frozenset}:
+            return kind(map(self._plain, described))
+        return kind(map(self.value, described))
+
+    def _items(self, described: dict[Any, Any]) -> dict[Any, Any]:
+        return {self._plain(key): self.value(value) for key, value in described.items()}
+
+    def _plain(self, described: Any) -> Any:
+        """Return a value that may be a key: tuples of them, too."""
+        kind = type(described)
+        if kind is Dtype:
+            return self._reader.dtype(described.name)
+        if kind is Size:
+            return torch.Size(described)
+        if kind is Device:
+            return self._device(described.text)
+        if kind is Layout:
+            return torch.strided
+        return tuple(map(self._plain, described)) if kind is tuple else described
+
+    def _device(self, text: str) -> torch.device:
+        try:
+            return torch.device(text)
+        except RuntimeError as cause:
+            raise FormatError(
+                f"{self._reader.pickled.path!r} holds the device {text!r}, which torch {torch.__version__} does "
+                "not know; save its name instead"
+            ) from cause
+
+
+_CONTAINERS: Final = {dict, Ordered, Counter, list, tuple, set, frozenset}
