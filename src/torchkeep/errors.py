@@ -32,6 +32,7 @@ Each sentence names the thing, what was expected, what was found, and what to do
 from __future__ import annotations
 
 from typing import Any, Self
+from unicodedata import combining, east_asian_width
 
 
 class TorchkeepError(Exception):
@@ -64,8 +65,13 @@ class SelectorSyntaxError(SelectorError):
 
     @classmethod
     def at(cls, text: str, position: int, problem: str) -> SelectorSyntaxError:
-        """Build the error with the selector and a caret under ``position``."""
-        error = cls(f"{problem}\n  {text}\n  {' ' * position}^")
+        """Build the error with the selector, on one line, and a caret under ``position``."""
+        shown = "".join(char if char.isprintable() else " " for char in text)
+        # Chinese, say, takes two columns a character, and an accent that follows its letter none.
+        columns = sum(
+            0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in shown[:position]
+        )
+        error = cls(f"{problem}\n  {shown}\n  {' ' * columns}^")
         error.text, error.position, error.problem = text, position, problem
         return error
 

@@ -17,7 +17,7 @@ _STATES: tuple[StateName, ...] = get_args(StateName)
 _FIELDS: tuple[FieldName, ...] = get_args(FieldName)
 _FIELD = re.compile(r"\s*(\w+)\s*(<=|>=|!=|==|=|<|>)?\s*([^\]]*)")
 _NUMBER = re.compile(r"(\d+(?:_\d+)*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,2}))?", re.ASCII)
-_SHAPE = re.compile(r"\d{1,18}(x\d{1,18})*", re.ASCII)
+_SHAPE = re.compile(r"\(\)|\d{1,18}(x\d{1,18})*", re.ASCII)
 
 
 def read_regex(scan: Scanner) -> Regex:
@@ -37,7 +37,7 @@ def read_regex(scan: Scanner) -> Regex:
         re.compile(pattern)
     except re.error as error:
         scan.fail(start + 1 + (error.pos or 0), f"this is no regular expression: {error.msg}")
-    except (OverflowError, RecursionError) as error:
+    except (OverflowError, RecursionError, Warning) as error:  # a Warning where users made those errors
         scan.fail(start + 1, f"this is no regular expression that Python can take: {error}")
     scan.expect_end()
     return Regex(pattern)
@@ -122,8 +122,8 @@ def _read_value(scan: Scanner, name: FieldName, value: str) -> FieldValue:
         return value
     if name == "shape":
         if not _SHAPE.fullmatch(value):
-            scan.fail(scan.pos, "a shape is written 64x3x7x7; `[ndim=0]` selects scalars")
-        return tuple(map(int, value.split("x")))
+            scan.fail(scan.pos, "a shape is written 64x3x7x7, and () for a scalar")
+        return () if value == "()" else tuple(map(int, value.split("x")))
     match = _NUMBER.fullmatch(value)
     if match is None:
         scan.fail(scan.pos, f"{name} is compared with a number, such as 2, 1_000 or 1e6")

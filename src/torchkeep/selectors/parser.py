@@ -128,6 +128,8 @@ def _expect_operand(scan: Scanner) -> None:
     char = scan.peek()
     if char in ("", ")"):
         before = scan.text[: scan.pos].rstrip()
+        if not before:
+            scan.fail(scan.pos, f"a selector is expected before `{char}`")
         scan.fail(len(before) - 1, f"a selector is expected after `{before[-1]}`")
     if char in "&|>" or _LONE_MINUS.match(scan.text, scan.pos):
         scan.fail(scan.pos, f"a selector is expected before `{char}`")
@@ -142,7 +144,7 @@ def _take(scan: Scanner, wanted: str) -> str:
         return ""
     if char not in _OPERATORS:
         _fail_joint(scan, after)
-    if following and not following.isspace():
+    if following not in ("", ")") and not following.isspace():
         _fail_spacing(scan, char, following)
     if char != wanted:
         return ""

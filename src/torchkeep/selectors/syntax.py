@@ -190,7 +190,9 @@ class Field(Struct, frozen=True):
     value: FieldValue
 
     def __str__(self) -> str:
-        value = "x".join(map(str, self.value)) if isinstance(self.value, tuple) else self.value
+        value = self.value
+        if isinstance(value, tuple):
+            value = "x".join(map(str, value)) or "()"
         return f"[{self.name}{self.comparison}{value}]"
 
 
