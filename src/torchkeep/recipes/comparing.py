@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _STATE: Final = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 _OURS: Final = {ARGUMENTS_ATTRIBUTE, OWNERS_ATTRIBUTE}
+_COMPILED: Final = {"_compiled_call_impl", "_is_torch_compile"}
+_IGNORED: Final = _STATE | _OURS | _COMPILED
 _HOOKS: Final = "hooks"
 _LONG: Final = 80
 _IDENTITY: Final[Any] = object.__eq__
@@ -147,7 +149,7 @@ def _paths(found: Survey) -> dict[int, str]:
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """Return what a module holds besides tensors and children; of hooks, what kinds there are."""
-    own = {name: value for name, value in vars(module).items() if name not in _STATE | _OURS}
+    own = {name: value for name, value in vars(module).items() if name not in _IGNORED}
     return {name: [*map(type, value.values())] if _is_hooks(name, value) else value for name, value in own.items()}
 
 

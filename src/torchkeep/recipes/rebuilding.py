@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import torch
@@ -23,6 +22,7 @@ from torchkeep.recipes.registry import known_classes
 from torchkeep.selectors.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    import inspect
     from collections.abc import Iterator, Mapping
 
     from torchkeep.formats.values import Node
@@ -81,6 +81,10 @@ def _float32() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+_Call: TypeAlias = tuple[list[Any], dict[str, Any]]
+"""Positional and keyword arguments."""
 
 
 class _Builder:
@@ -156,9 +160,7 @@ class _Builder:
             "first, or pass registry={id: class}"
         )
 
-    def _bind(
-        self, entry: Entry, cls: type[nn.Module], args: dict[str, Any], where: str
-    ) -> inspect.BoundArguments:
+    def _bind(self, entry: Entry, cls: type[nn.Module], args: dict[str, Any], where: str) -> _Call:
         signature = signature_of(cls)
         unknown = [name for name in args if name not in signature.parameters]
         if unknown:
@@ -171,24 +173,19 @@ class _Builder:
                 counts = name.startswith("num_") and name.endswith("layers")
                 if counts and isinstance(value, int) and value > MAX_LAYERS:
                     raise RecipeError(f"{where}: {name}={value} is more than {MAX_LAYERS}")
-        bound = inspect.BoundArguments(signature, args)
         try:
-            return signature.bind(*bound.args, **bound.kwargs)
+            bound = _bound(signature, args)
         except TypeError as error:
             raise RecipeError(f"{where}: {entry.block}: {error}") from None
+        return bound
 
-    def _construct(
-        self, entry: Entry, cls: type[nn.Module], bound: inspect.BoundArguments, where: str
-    ) -> nn.Module:
+    def _construct(self, entry: Entry, cls: type[nn.Module], call: _Call, where: str) -> nn.Module:
+        positional, keywords = call
         try:
-            # torch's recurrent layers take some arguments by position only in some versions, all by name in each.
-            module = (
-                cls(**bound.arguments) if entry.block.startswith("torch.nn.") else cls(*bound.args, **bound.kwargs)
-            )
+            module = cls(*positional, **keywords)
         except Exception as error:
-            raise RecipeError(
-                f"{where}: {entry.block} could not be constructed: {type(error).__name__}: {error}"
-            ) from error
+            said = f"{type(error).__name__}: {error}"
+            raise RecipeError(f"{where}: {entry.block} could not be constructed: {said}") from error
         if not isinstance(module, nn.Module):
             raise RecipeError(f"{where}: {entry.block} did not make an nn.Module")
         return module
@@ -201,6 +198,38 @@ class _Builder:
                 module.add_module(name, None if child is None else self.module(child, join(path, name)))
             except (KeyError, TypeError) as error:
                 raise RecipeError(f"{where}: {name!r} can't be a child's name: {error}") from None
+
+
+def _bound(signature: inspect.Signature, args: Mapping[str, Any]) -> _Call:
+    """Return how to call with arguments by name: by name wherever the signature lets one.
+
+    Raises:
+        TypeError: they do not fit it.
+    """
+    positional: list[Any] = []
+    keywords: dict[str, Any] = {}
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.name in args]
+    rest = next((args[one.name] for one in parameters if one.kind is one.VAR_POSITIONAL), ())
+    for parameter in parameters:
+        value = args[parameter.name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            if not isinstance(value, list | tuple):
+                raise TypeError(f"*{parameter.name} takes a list, found {type(value).__name__}")
+            positional += value
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            if not isinstance(value, dict) or value.keys() & signature.parameters.keys():
+                raise TypeError(f"**{parameter.name} takes a dict of other names")
+            keywords |= value
+        elif parameter.kind is parameter.POSITIONAL_ONLY or (
+            rest and parameter.kind is not parameter.KEYWORD_ONLY
+        ):
+            positional.append(value)
+        else:
+            keywords[parameter.name] = value
+    bound = signature.bind(*positional, **keywords).arguments
+    if rest and bound.keys() - keywords.keys() != args.keys() - keywords.keys():
+        raise TypeError("arguments before the last positional one are missing")
+    return positional, keywords
 
 
 def _entry_of(node: Node, where: str) -> Entry:
