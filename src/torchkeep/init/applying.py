@@ -21,10 +21,11 @@ from torchkeep.tying.materializing import plan_materializing
 from torchkeep.tying.scratching import Scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
+    from torchkeep.init.distributions import Distribution
     from torchkeep.init.planning import Decision, Item
 
 
@@ -35,15 +36,12 @@ def carry_out(decision: Decision, device: torch.device | str | int | None) -> No
         _check_device(decision, device)
         prepared = prepare(decision)
         with _noted("some tensors may have been filled already; apply the plan again"):
-            _write(decision, prepared, dict(enumerate(found.tensors)))
+            _write(decision, prepared, found.tensors)
         return
     prepared = prepare(decision)
     new = plan_materializing(found.net, _target(decision) if device is None else device)
     rooms = new.new
-    tensors = {
-        position: rooms.get(row.name, tensor)
-        for position, (row, tensor) in enumerate(zip(found.listing.rows, found.tensors, strict=True))
-    }
+    tensors = [rooms.get(row.name, tensor) for row, tensor in zip(found.listing.rows, found.tensors, strict=True)]
     _write(decision, prepared, tensors)
     new.hang()
 
@@ -127,38 +125,59 @@ def _key(decision: Decision, item: Item) -> str:
     return decision.found.places[item.position][0].key
 
 
-def _write(decision: Decision, prepared: Mapping[int, Tensor], tensors: Mapping[int, Tensor]) -> None:
-    """Fill the tensors: what was prepared is copied, the rest drawn in place where that can be."""
-    key = seed_secret(decision.seed)
-    jobs: list[Job] = []
-    elsewhere: list[tuple[Item, Tensor]] = []
+def _write(decision: Decision, prepared: Mapping[int, Tensor], tensors: Sequence[Tensor]) -> None:
+    """Fill the tensors: what was prepared is copied, the rest drawn in place where that can be.
+
+    Args:
+        decision: what fills what.
+        prepared: from `prepare`.
+        tensors: what to fill, by position in the survey.
+    """
     for position, values in prepared.items():
         _copy_whole(tensors[position], values)
+    elsewhere: list[tuple[Item, Tensor]] = []
+    draw(_jobs(decision, prepared, tensors, elsewhere))
+    for item, tensor in elsewhere:
+        _draw_elsewhere(item, tensor, seed_secret(decision.seed))
+
+
+def _jobs(
+    decision: Decision,
+    prepared: Mapping[int, Tensor],
+    tensors: Sequence[Tensor],
+    elsewhere: list[tuple[Item, Tensor]],
+) -> Iterator[Job]:
+    """Yield what can be drawn in place, fill constants on the way, and leave the rest in ``elsewhere``.
+
+    One at a time: 20,000 small tensors are drawn and forgotten before Python's garbage collector looks at them.
+    """
+    key = seed_secret(decision.seed)
+    known: dict[tuple[Hashable, ...], Distribution] = {}
     for item in decision.items:
-        initializer = item.initializer
-        if item.position is None or item.position in prepared or isinstance(initializer, Keep):
+        position, initializer = item.position, item.initializer
+        if position is None or position in prepared or isinstance(initializer, Keep):
             continue
-        tensor = tensors[item.position].detach()
+        tensor = tensors[position].detach()
         if isinstance(initializer, Constant):
             tensor.fill_(initializer.value)
-            continue
-        assert isinstance(initializer, Elementwise)
-        room = _flat_room(tensor)
-        if room is None:
+        elif (room := _flat_room(tensor)) is None:
             elsewhere.append((item, tensor))
         else:
-            distribution = initializer.for_dtype(item.shape, item.dtype)
-            jobs.append(Job(distribution, key, item.row.name, item.shape, room, 0, room.numel()))
-    draw(jobs)
-    for item, tensor in elsewhere:
-        _draw_elsewhere(item, tensor, key)
+            assert isinstance(initializer, Elementwise)
+            shape, dtype = item.shape, item.dtype
+            distribution = known.get((id(initializer), shape, dtype))
+            if distribution is None:
+                distribution = known[id(initializer), shape, dtype] = initializer.for_dtype(shape, dtype)
+            yield Job(distribution, key, item.row.name, shape, room, 0, room.numel())
 
 
 def _flat_room(tensor: Tensor) -> Tensor | None:
     """Return the tensor's reals in one dimension if they can be drawn where they are."""
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or _is_wrapper(tensor):
+    if not tensor.is_cpu or not tensor.is_contiguous() or _is_wrapper(tensor):
         return None
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).view(-1)
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor if tensor.dim() == 1 else tensor.view(-1)
 
 
 def _draw_elsewhere(item: Item, tensor: Tensor, key: bytes) -> None:
@@ -186,7 +205,7 @@ def _held(tensor: Tensor) -> tuple[Tensor, Index]:
 
 def _is_wrapper(tensor: Tensor) -> bool:
     given: object = tensor
-    return is_traceable_wrapper_subclass(given)
+    return type(tensor) is not torch.Tensor and is_traceable_wrapper_subclass(given)
 
 
 def _check_device(decision: Decision, device: torch.device | str | int | None) -> None:

@@ -7,7 +7,6 @@ elsewhere.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn, TypeAlias
@@ -56,15 +55,18 @@ class Subject:
     module: nn.Module
 
 
-class Initializer(ABC):
-    """What a rule gives to the tensors that it claims; made by the functions in ``tk.init``."""
+class Initializer:
+    """What a rule gives to the tensors that it claims; made by the functions in ``tk.init``.
+
+    No abstract base class, because checking for those is slow and every tensor of a model is checked.
+    """
 
     title: ClassVar[str]
     """The function in ``tk.init`` that makes it."""
 
-    @abstractmethod
     def complaint(self, subject: Subject) -> str | None:
         """Say why the tensor can't be filled this way and what to do, without naming it; None where it can."""
+        raise NotImplementedError
 
     def deviation(self, shape: Shape) -> float | None:  # noqa: ARG002 - most have none to tell
         """Return the expected standard deviation of the values; None where it is not known."""
@@ -86,9 +88,9 @@ class Elementwise(Initializer):
     real_only: ClassVar[bool] = False
     """Whether complex tensors are refused; else real and imaginary parts are drawn, as torch does."""
 
-    @abstractmethod
     def distribution(self, shape: Shape) -> Distribution:
         """Return what the elements of a real tensor of that shape are drawn from; it must pass `complaint`."""
+        raise NotImplementedError
 
     def for_dtype(self, shape: Shape, dtype: torch.dtype) -> Distribution:
         """Return what the reals of a tensor are drawn from: a complex element is two of them."""

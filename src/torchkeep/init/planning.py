@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec import Struct
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torchkeep.errors import RuleError
@@ -17,13 +19,11 @@ from torchkeep.init.initializers import Initializer, Subject
 from torchkeep.init.wholes import TorchDefault
 from torchkeep.rows import Listing, Row
 from torchkeep.tables.claims import Claims, Rules, complaints, folded_names, raise_problems, split_rules
-from torchkeep.tables.survey import Survey, survey
+from torchkeep.tables.survey import Survey, survey, unwrap
 from torchkeep.tensors.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
-
-    from torch import nn
 
     from torchkeep.selectors import Selector
 
@@ -31,8 +31,7 @@ _REMEDY = "add a rule for them, such as {'**': tk.init.keep()} as the first"
 _HEADLINE = "the model can't be initialised by these rules"
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct, frozen=True, eq=False):
     """One tensor, or one computed weight, and what becomes of it.
 
     Attributes:
@@ -82,15 +81,12 @@ class Decision:
     rules: tuple[tuple[Selector, Initializer], ...]
 
     def is_stale(self) -> bool:
-        """Tell whether the model's tensors are others by now, or other in shape or dtype."""
-        return any(
+        """Tell whether the model is no longer made of the same modules, tensors, shapes and dtypes."""
+        found = self.found
+        return _other_modules(found) or any(
             places[0].registry.get(places[0].key) is not tensor
-            or (
-                not is_lazy(tensor) and (tuple(tensor.shape) != row.shape or dtype_name(tensor.dtype) != row.dtype)
-            )
-            for row, tensor, places in zip(
-                self.found.listing.rows, self.found.tensors, self.found.places, strict=True
-            )
+            or (not is_lazy(tensor) and (tensor.shape != row.shape or dtype_name(tensor.dtype) != row.dtype))
+            for row, tensor, places in zip(found.listing.rows, found.tensors, found.places, strict=True)
         )
 
 
@@ -115,6 +111,21 @@ def decide(net: nn.Module, rules: Rules[Initializer], seed: int) -> Decision:
     problems += _refusals(found, items)
     raise_problems(problems, _HEADLINE)
     return Decision(found, items, tuple(computed), number, tuple(zip(selectors, initializers, strict=True)))
+
+
+def _other_modules(found: Survey) -> bool:
+    """Tell whether a module was added, removed or replaced, or has more or fewer tensors, since the survey."""
+    children = tensors = 0
+    for path, module in found.modules.items():
+        children += sum(child is not None for child in module._modules.values())  # noqa: SLF001 - children() skips some
+        for registry in (module._parameters, module._buffers):  # noqa: SLF001 - as above
+            tensors += sum(tensor is not None for tensor in registry.values())
+        if path:
+            above, _, key = path.rpartition(".")
+            child = found.modules[above]._modules.get(key)  # noqa: SLF001 - as above
+            if child is None or unwrap(child) is not module:
+                return True
+    return children != len(found.modules) - 1 or tensors != sum(map(len, found.places))
 
 
 def _check_seed(seed: Any) -> int:

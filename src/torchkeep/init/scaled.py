@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
@@ -39,9 +38,9 @@ class _Scaled(Elementwise):
 
     uniform: ClassVar[bool] = False
 
-    @abstractmethod
     def variance(self, fan_in: int, fan_out: int) -> float:
         """Return the variance of the elements; the fans are not 0."""
+        raise NotImplementedError
 
     def distribution(self, shape: Shape) -> Distribution:
         """Return the distribution that the fans of ``shape`` ask for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -59,9 +58,9 @@ class Order:
 class Whole(Initializer):
     """The tensor is made in one piece, on one thread."""
 
-    @abstractmethod
     def make(self, order: Order) -> torch.Tensor:
         """Return the values: a tensor of ``order.shape`` and ``order.drawn`` on the CPU."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, repr=False)
