@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -24,6 +25,12 @@ MAX_LAYERS: Final = 10_000
 
 def signature_of(cls: type[nn.Module]) -> inspect.Signature:
     """Return the constructor's signature, also of the recurrent layers, which hide theirs behind ``*args``."""
+    key: Any = cls
+    return _signature(key)
+
+
+@lru_cache(maxsize=1024)
+def _signature(cls: Any) -> inspect.Signature:
     signature = inspect.signature(cls)
     if cls in {nn.RNN, nn.LSTM, nn.GRU}:
         known = dict(inspect.signature(nn.RNNBase).parameters)

@@ -97,6 +97,9 @@ def finish(net: nn.Module, recipe: Recipe) -> None:
         for tie in recipe.ties:
             if tie.kind == "module":
                 _share_modules(net, tie.names)
+        if any(tie.kind == "module" for tie in recipe.ties):
+            # Modules that were put into each other would never end; a survey says so.
+            survey(net)
         if recipe.dtypes:
             with keeping_ties(net):
                 _convert(net, recipe.dtypes)
@@ -105,7 +108,6 @@ def finish(net: nn.Module, recipe: Recipe) -> None:
                 _tie(net, tie)
         _turn(net, recipe.frozen, requires_grad=False)
         _turn(net, recipe.trainable, requires_grad=True)
-        survey(net)
     except RecipeError:
         raise
     except (TorchkeepError, RuntimeError, TypeError) as error:
@@ -183,7 +185,7 @@ def _tie(net: nn.Module, tie: TieEntry) -> None:
 
 
 def _turn(net: nn.Module, names: tuple[str, ...], *, requires_grad: bool) -> None:
-    for place in _named(places_of(survey(net)), names):
+    for place in _named(places_of(survey(net)), names) if names else ():
         if place.kind == "parameter":
             place.tensor.requires_grad_(requires_grad)
         elif EVERY not in names:
