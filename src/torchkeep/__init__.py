@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torchkeep import nn as nn
     from torchkeep.errors import TorchkeepError as TorchkeepError
+    from torchkeep.files.filling import LoadReport as LoadReport
+    from torchkeep.files.filling import load_into as load_into
+    from torchkeep.files.filling import plan_load as plan_load
+    from torchkeep.files.loading import load as load
+    from torchkeep.files.planning import LoadPlan as LoadPlan
+    from torchkeep.files.saving import SaveReport as SaveReport
+    from torchkeep.files.saving import save as save
     from torchkeep.init.plans import InitPlan as InitPlan
     from torchkeep.init.plans import initialize as initialize
     from torchkeep.recipes import Recipe as Recipe
@@ -35,6 +42,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ("TorchkeepError",),
+    "files.filling": ("LoadReport", "load_into", "plan_load"),
+    "files.loading": ("load",),
+    "files.planning": ("LoadPlan",),
+    "files.saving": ("SaveReport", "save"),
     "init.plans": ("InitPlan", "initialize"),
     "recipes": ("Recipe", "block", "build", "recipe"),
     "selectors": ("Selector", "select", "where"),

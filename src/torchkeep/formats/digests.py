@@ -38,10 +38,12 @@ def chunk_count(nbytes: int, chunk: int) -> int:
     return -(-nbytes // chunk)
 
 
-def seal(header: bytearray) -> None:
-    """Write into a composed header, whose first metadata is `HEADER_KEY`, the digest of itself."""
+def seal(header: bytearray) -> str:
+    """Write into a composed header, whose first metadata is `HEADER_KEY`, the digest of itself; and return it."""
     header[_FIRST : _FIRST + _DIGITS] = ZERO_DIGITS.encode()
-    header[_FIRST : _FIRST + _DIGITS] = digest(header).hex().encode()
+    digits = digest(header).hex()
+    header[_FIRST : _FIRST + _DIGITS] = digits.encode()
+    return digits
 
 
 def seal_holds(header: bytes) -> bool:

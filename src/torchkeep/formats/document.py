@@ -134,6 +134,11 @@ def decode_document(text: str, path: str) -> Document:
         raise FormatError(f"torchkeep's metadata in {path!r} is nested too deeply") from cause
 
 
+def as_raw(node: Any) -> msgspec.Raw:
+    """Encode a part of the document that readers need not look at."""
+    return _NOTHING if node is None else msgspec.Raw(msgspec.json.encode(node))
+
+
 def decode_json(raw: msgspec.Raw | bytes) -> Any:
     """Decode a part of the document that was left as text."""
     return msgspec.json.decode(raw)

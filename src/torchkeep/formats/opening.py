@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Self
+from typing import Protocol, Self
 
 from torchkeep.errors import DamageError, MissingFileError, StorageError
 
@@ -41,6 +41,22 @@ def refused(cause: OSError, doing: str, path: str) -> StorageError:
         _ADVICE.get(cause.errno or 0) or f"{cause.strerror or cause}; see what the operating system says of it"
     )
     return StorageError.wrap(cause, f"can't {doing} {path!r}: {advice}")
+
+
+class Readable(Protocol):
+    """What a header can be read from.
+
+    Attributes:
+        path: the path as given.
+        size: the file's length in bytes.
+    """
+
+    path: str
+    size: int
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes from ``start``; DamageError where the file ends before."""
+        ...
 
 
 class FileReader:

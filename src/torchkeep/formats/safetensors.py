@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from torchkeep.formats.opening import Readable
+
 METADATA_KEY: Final = "__metadata__"
 LENGTH_BYTES: Final = 8
 MAX_HEADER: Final = 100_000_000
@@ -91,7 +93,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return header_of(file)
 
 
-def header_of(file: FileReader) -> Header:
+def header_of(file: Readable) -> Header:
     """Read and check the header of an open file; raises what `read_header` does."""
     path = file.path
     if file.size == 0:

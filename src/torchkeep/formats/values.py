@@ -69,7 +69,7 @@ class Encoder:
     """
 
     def __init__(self, hook: Hook | None = None) -> None:
-        self.problems: list[tuple[Path, str]] = []
+        self.problems: list[tuple[Path | str, str]] = []
         self._hook = hook
         self._open: set[int] = set()
 
@@ -121,7 +121,7 @@ class Encoder:
         versions = attributes.pop("_metadata", None)
         if attributes:
             raise UnsavableError(f"it is a {tag} with attributes ({', '.join(attributes)}), which would be lost")
-        if all(type(key) is str and _is_text(key) for key in value):
+        if all(type(key) is str and is_text(key) for key in value):
             encoded = {key: self.encode(item, Path(path, key)) for key, item in value.items()}
             return {tag: encoded} if versions is None else self._state_dict(list(encoded.items()), versions, path)
         pairs = [[self._key(key, path), self.encode(item, Path(path, key))] for key, item in value.items()]
@@ -153,7 +153,8 @@ def unsavable(problems: Iterable[tuple[Path | str, str]]) -> UnsavableError:
     return error
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Tell whether a str can be encoded at all: it holds no lone surrogate."""
     if value.isascii():
         return True
     try:
@@ -164,7 +165,7 @@ def _is_text(value: str) -> bool:
 
 
 def _text(value: str) -> Node:
-    if not _is_text(value):
+    if not is_text(value):
         raise UnsavableError("it is a str with a lone surrogate, which no UTF-8 can hold; encode it to bytes")
     return value
 

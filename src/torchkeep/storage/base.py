@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from torchkeep.formats.opening import Readable
+
 if TYPE_CHECKING:
     from torchkeep.storage.buffers import Buffer
 
@@ -27,20 +29,8 @@ class WritableFile(Protocol):
         ...
 
 
-class ReadableFile(Protocol):
-    """A file that is being read.
-
-    Attributes:
-        path: the path as given.
-        size: its length in bytes when it was opened.
-    """
-
-    path: str
-    size: int
-
-    def read(self, start: int, length: int) -> bytes:
-        """Return exactly ``length`` bytes; DamageError where the file ends before."""
-        ...
+class ReadableFile(Readable, Protocol):
+    """A file that is being read."""
 
     def fill(self, start: int, buffer: Buffer, begin: int, end: int) -> None:
         """Fill ``buffer[begin:end]`` from position ``start``; DamageError where the file ends before."""

@@ -126,3 +126,16 @@ def _boxes(tensor: Tensor, first: int, last: int, start: int = 0) -> list[tuple[
     if bottom * row < last:
         parts.extend(_boxes(tensor[bottom], 0, last - bottom * row, start + bottom * row - first))
     return parts
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """Tell whether two tensors have the same shape, dtype and bits; NaNs are compared as bits too."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    left, right = (_as_words(tensor.resolve_conj().resolve_neg()) for tensor in (left, right))
+    return torch.equal(left, right.to(left.device))
+
+
+def copy_bits(target: Tensor, source: Tensor) -> None:
+    """Copy a tensor of the same shape and dtype, bit for bit; autograd is told only that the target changed."""
+    _as_words(target).copy_(_as_words(source.resolve_conj().resolve_neg()))

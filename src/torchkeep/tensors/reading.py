@@ -155,6 +155,11 @@ def read_into(
         raise changed(contents.path)
 
 
+def is_makeable(dtype: str) -> bool:
+    """Tell whether tensors of the dtype of that name can be made with this torch; quantized ones need more."""
+    return torch_dtype(dtype) is not None and not dtype.startswith(("qint", "quint"))
+
+
 def changed(path: str) -> FormatError:
     """Return the error for a file that is not any more what it was when its header was read."""
     return FormatError(f"{path!r} was changed after it was opened; open it again")
@@ -170,7 +175,7 @@ def _chunks(destinations: Sequence[Destination], size: int) -> list[Chunk]:
 
 def _dtype(name: str, tensor: str, path: str) -> torch.dtype:
     dtype = torch_dtype(name)
-    if dtype is None or name.startswith(("qint", "quint")):
+    if dtype is None or not is_makeable(name):
         raise FormatError(
             f"tensor {tensor!r} in {path!r} has the dtype {name}, which torch {torch.__version__} can't make"
         )

@@ -1,0 +1,1 @@
+"""One file: save, load, and plan what goes where before anything is touched."""

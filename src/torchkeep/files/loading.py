@@ -1,0 +1,158 @@
+"""`load`: what a file holds, as it was saved."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from torchkeep.errors import FormatError
+from torchkeep.formats.contents import Contents
+from torchkeep.formats.document import decode_json
+from torchkeep.formats.safetensors import header_of
+from torchkeep.formats.values import decode
+from torchkeep.selectors import Selector, as_selector
+from torchkeep.storage.local import LOCAL
+from torchkeep.tensors.plain import PLAIN_READERS
+from torchkeep.tensors.reading import read_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import msgspec
+    from torch import Tensor
+
+    from torchkeep.formats.document import Document
+    from torchkeep.storage.base import ReadableFile, Storage
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    select: str | Selector | None = None,
+    device: str | torch.device = "cpu",
+    verify: bool = True,
+) -> Any:
+    """Load what `save` saved: the same containers, values and tensors. Nothing in the file is run.
+
+    Tied tensors come back as one object; tensors that shared memory share it again; an ``nn.Parameter`` is one
+    again, and what required a gradient does. A module's file gives the flat dict of its state, aliases included,
+    with plain tensors, as ``state_dict`` does. So does a safetensors file that something else wrote.
+
+    Args:
+        path: the file.
+        select: which tensors; then the result is a flat dict from names to tensors, each tied one under its
+            owner's name and every alias, and only their bytes are read.
+        device: where the tensors go.
+        verify: whether every byte that is read is compared with the digests in the file. A file that something
+            else wrote has none.
+
+    Returns:
+        What was saved; with ``select``, a dict.
+
+    Raises:
+        DamageError: bytes are not what was written; the tensor, the file and the byte range are named.
+        FormatError: it is no file that can be read, or it contradicts itself.
+        NewerFormatError: a later version of torchkeep wrote it.
+        NoMatchError: ``select`` matches nothing.
+        MissingFileError: there is no such file.
+        StorageError: the file can't be read.
+    """
+    return load_from(LOCAL, path, select=select, device=device, verify=verify)
+
+
+def load_from(
+    storage: Storage,
+    path: str | os.PathLike[str],
+    *,
+    select: str | Selector | None = None,
+    device: str | torch.device = "cpu",
+    verify: bool = True,
+) -> Any:
+    """Load through any storage; see `load`."""
+    with closing(storage.open(os.fspath(path))) as file:
+        contents = Contents(header_of(file))
+        if select is not None:
+            rows = contents.listing.rows
+            names = [name for index in as_selector(select).indices(contents.listing) for name in rows[index].names]
+            return read_tensors(file, contents, names, device=device, verify=verify)
+        if contents.document is None:
+            return read_tensors(file, contents, contents.names, device=device, verify=verify)
+        return _whole(file, contents, contents.document, device, verify=verify)
+
+
+def _whole(
+    file: ReadableFile, contents: Contents, document: Document, device: str | torch.device, *, verify: bool
+) -> Any:
+    """Load everything and put it together as it was."""
+    hidden = set(document.hidden) - {view.base for view in document.views.values()}
+    tensors = read_tensors(file, contents, [*contents.names, *hidden], device=device, verify=verify)
+    apart = {name: tensors.pop(name) for name in hidden}
+    made = _as_saved(tensors, contents, document)
+    if document.root == "dict":
+        return made
+    if document.root == "ordered":
+        ordered = OrderedDict(made)
+        state = values(contents, document.state, {})
+        if state is not None:
+            ordered.__dict__["_metadata"] = state
+        return ordered
+    if document.root == "tree":
+        return values(contents, document.tree, made)
+    assert document.module is not None
+    return {**made, **extra_state(contents, apart)}
+
+
+def _as_saved(tensors: dict[str, Tensor], contents: Contents, document: Document) -> dict[str, Tensor]:
+    """Make Parameters of what was Parameters, and let require gradients what did; a tie stays one object."""
+    parameters, gradients = set(document.parameters), set(document.gradients)
+    made: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        owner = contents.owner(name)
+        if owner not in made:
+            made[owner] = _grown(
+                tensor, parameter=name in parameters, gradient=name in gradients, path=contents.path
+            )
+    return {name: made[contents.owner(name)] for name in tensors}
+
+
+def _grown(tensor: Tensor, *, parameter: bool, gradient: bool, path: str) -> Tensor:
+    if gradient and not (tensor.is_floating_point() or tensor.is_complex()):
+        raise FormatError(f"{path!r} says that a tensor of {tensor.dtype} requires a gradient, which none can")
+    return nn.Parameter(tensor, requires_grad=gradient) if parameter else tensor.requires_grad_(gradient)
+
+
+def extra_state(contents: Contents, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return a module's extra state by its key in the state_dict.
+
+    Args:
+        contents: what the file holds.
+        tensors: the tensors in it, by name.
+
+    Raises:
+        FormatError: what the file holds is no tree of values.
+    """
+    facts = contents.document.module if contents.document else None
+    return {key: values(contents, raw, tensors) for key, raw in (facts.extra if facts else {}).items()}
+
+
+def values(contents: Contents, raw: msgspec.Raw, tensors: Mapping[str, Tensor]) -> Any:
+    """Make the values that a tree in the file's metadata describes.
+
+    Raises:
+        FormatError: it is no tree of values.
+    """
+
+    def tensor(name: Any) -> Tensor:
+        if not isinstance(name, str) or name not in tensors:
+            raise FormatError(f"its values hold a tensor {name!r}, which is not in the file")
+        return tensors[name]
+
+    try:
+        return decode(decode_json(raw), readers={**PLAIN_READERS, "tensor": tensor})
+    except FormatError as cause:
+        raise FormatError(f"torchkeep's metadata in {contents.path!r} contradicts itself: {cause}") from cause

@@ -1,0 +1,242 @@
+"""What a model is loaded from: a file, a mapping, another model, a table; to all, names that lead to tensors."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from torchkeep.errors import SourceError
+from torchkeep.files.loading import extra_state
+from torchkeep.formats.contents import Contents
+from torchkeep.formats.safetensors import header_of
+from torchkeep.names import join
+from torchkeep.tables.survey import survey
+from torchkeep.tables.table import ParameterTable
+from torchkeep.tensors.copying import copy_bits, same_bits
+from torchkeep.tensors.dtypes import dtype_name
+from torchkeep.tensors.identity import storage_key, tensor_key
+from torchkeep.tensors.keepable import why_not_kept
+from torchkeep.tensors.reading import Destination, is_makeable, read_into, read_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from torchkeep.storage.base import ReadableFile, Storage
+
+
+class Offer(NamedTuple):
+    """A tensor that a source has under some name.
+
+    Attributes:
+        owner: the name that it is kept under.
+        shape: sizes.
+        dtype: torch's name.
+        obstacle: why its values can't be had, if so.
+    """
+
+    owner: str
+    shape: tuple[int, ...]
+    dtype: str
+    obstacle: str | None = None
+
+
+class Source(ABC):
+    """Names that lead to tensors.
+
+    Attributes:
+        text: what errors call it.
+        offers: every name, aliases included, in order.
+        extra: keys of extra state.
+        verified: whether the bytes are compared with digests; None where there are no bytes to doubt.
+    """
+
+    text: str
+    offers: Mapping[str, Offer]
+    extra: tuple[str, ...] = ()
+    verified: bool | None = None
+
+    @abstractmethod
+    def tensors(self, owners: Sequence[str]) -> dict[str, Tensor]:
+        """Return tensors by owner's name; those of a file are new."""
+
+    @abstractmethod
+    def fill(self, pairs: Sequence[tuple[str, Tensor]], begun: Callable[[int], object]) -> None:
+        """Copy tensors, by owner's name, into targets of their shape, converting where dtypes differ.
+
+        ``begun`` is told a pair's position before its target changes.
+        """
+
+    @abstractmethod
+    def extra_state(self) -> Mapping[str, Any]:
+        """Return extra state by key."""
+
+    def same(self, one: str, other: str) -> bool:
+        """Tell whether two owners' tensors have the same bits."""
+        found = self.tensors([one, other])
+        return same_bits(found[one], found[other])
+
+
+class FileSource(Source):
+    """An open file."""
+
+    def __init__(self, file: ReadableFile) -> None:
+        self._file = file
+        self._contents = Contents(header_of(file))
+        self.text = repr(file.path)
+        self.offers = {}
+        for row in self._contents.listing.rows:
+            assert row.shape is not None
+            obstacle = None if is_makeable(row.dtype) else f"torch {torch.__version__} can't make its dtype"
+            offer = Offer(row.name, row.shape, row.dtype, obstacle)
+            self.offers.update(dict.fromkeys(row.names, offer))
+        document = self._contents.document
+        self.extra = tuple(document.module.extra) if document and document.module else ()
+        self.verified = document is not None
+
+    def tensors(self, owners: Sequence[str]) -> dict[str, Tensor]:
+        """Read tensors."""
+        return read_tensors(self._file, self._contents, owners)
+
+    def fill(self, pairs: Sequence[tuple[str, Tensor]], begun: Callable[[int], object]) -> None:
+        """Read tensors straight into their targets."""
+        contents = self._contents
+        direct = [position for position, (owner, _) in enumerate(pairs) if contents.view(owner) is None]
+        destinations = [
+            Destination(contents.stored(pairs[position][0]), pairs[position][1]) for position in direct
+        ]
+        try:
+            read_into(self._file, contents, destinations, begun=lambda position: begun(direct[position]))
+        finally:  # a load that failed midway has changed some
+            torch.autograd.graph.increment_version([target for _, target in destinations])
+        views = [
+            (position, owner) for position, (owner, _) in enumerate(pairs) if contents.view(owner) is not None
+        ]
+        found = self.tensors([owner for _, owner in views])
+        for position, owner in views:
+            begun(position)
+            _copy(pairs[position][1], found[owner])
+
+    def extra_state(self) -> Mapping[str, Any]:
+        """Read a module's extra state."""
+        document = self._contents.document
+        hidden = document.hidden if document else ()
+        return extra_state(self._contents, self.tensors(hidden)) if self.extra else {}
+
+
+class MemorySource(Source):
+    """Tensors in memory."""
+
+    def __init__(self, text: str, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
+        self.text = text
+        self._tensors = tensors
+        self._extra = extra
+        self.extra = tuple(extra)
+        self.offers = {
+            name: Offer(name, tuple(tensor.shape), dtype_name(tensor.dtype), obstacle)
+            if (obstacle := why_not_kept(tensor, any_class=True)) is None
+            else Offer(name, (), dtype_name(tensor.dtype), obstacle)
+            for name, tensor in tensors.items()
+        }
+
+    def tensors(self, owners: Sequence[str]) -> dict[str, Tensor]:
+        """Return the tensors themselves."""
+        return {owner: self._tensors[owner] for owner in owners}
+
+    def same(self, one: str, other: str) -> bool:
+        """Tell whether two tensors have the same bits."""
+        left, right = self._tensors[one], self._tensors[other]
+        return tensor_key(left) == tensor_key(right) or same_bits(left, right)
+
+    def fill(self, pairs: Sequence[tuple[str, Tensor]], begun: Callable[[int], object]) -> None:
+        """Copy tensors into their targets."""
+        changing = {storage_key(target) for _, target in pairs}
+        sources = [self._tensors[owner].detach() for owner, _ in pairs]
+        for position, ((_, target), source) in enumerate(zip(pairs, sources, strict=True)):
+            if storage_key(source) in changing and tensor_key(source) != tensor_key(target):
+                sources[position] = source.clone()  # another target's copy would change it first
+        for position, ((_, target), source) in enumerate(zip(pairs, sources, strict=True)):
+            begun(position)
+            _copy(target, source)
+
+    def extra_state(self) -> Mapping[str, Any]:
+        """Return the extra state itself."""
+        return self._extra
+
+
+@contextmanager
+def opened(storage: Storage, source: Any) -> Iterator[Source]:
+    """Open whatever a model can be loaded from.
+
+    Raises:
+        SourceError: it is nothing that a model can be loaded from.
+        FormatError: the file is not what it should be.
+        StorageError: the file can't be read.
+    """
+    if isinstance(source, str | os.PathLike):
+        file = storage.open(os.fspath(source))
+        try:
+            yield FileSource(file)
+        finally:
+            file.close()
+    elif isinstance(source, nn.Module):
+        yield _of_module(source)
+    elif isinstance(source, ParameterTable):
+        rows = [row for row in source.rows if row.persistent]
+        found = {name: (row.name, source) for row in rows for name in row.names}
+        yield MemorySource("the table", {name: table[owner] for name, (owner, table) in found.items()}, {})
+    elif isinstance(source, Mapping):
+        yield _of_mapping(source)
+    else:
+        raise SourceError(
+            f"expected a path, a mapping from names to tensors, a torch.nn.Module or a table; "
+            f"found {type(source).__name__}"
+        )
+
+
+def _of_module(net: nn.Module) -> Source:
+    found = survey(net)
+    tensors = {
+        name: tensor
+        for row, tensor in zip(found.listing.rows, found.tensors, strict=True)
+        for name in row.names
+        if row.persistent
+    }
+    extra = {
+        join(path, "_extra_state"): module.get_extra_state()
+        for path, module in found.modules.items()
+        if type(module).get_extra_state is not nn.Module.get_extra_state
+    }
+    return MemorySource("the other model", tensors, extra)
+
+
+def _of_mapping(mapping: Mapping[Any, Any]) -> Source:
+    tensors, extra = {}, {}
+    for name, value in mapping.items():
+        if not isinstance(name, str):
+            raise SourceError(f"the mapping's keys must be names, but one is {name!r} ({type(name).__name__})")
+        if name.rpartition(".")[2] == "_extra_state":
+            extra[name] = value
+        elif isinstance(value, torch.Tensor):
+            tensors[name] = value
+        else:
+            raise SourceError(
+                f"the mapping holds a {type(value).__name__} under {name!r} where a tensor is expected; give the "
+                "mapping of tensors itself, such as checkpoint['model']"
+            )
+    return MemorySource("the mapping", tensors, extra)
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    with torch.no_grad():
+        if source.dtype == target.dtype:
+            copy_bits(target, source.to(target.device))
+        else:
+            target.copy_(source)
