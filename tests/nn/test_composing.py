@@ -162,6 +162,8 @@ def test_repeat_resets_running_statistics_and_attention():
     assert (block[0].num_batches_tracked.item(), block[1].num_batches_tracked.item()) == (1, 0)
     heads = Repeat(nn.MultiheadAttention(4, 2), 2)
     assert not torch.equal(heads[0].in_proj_weight, heads[1].in_proj_weight)
+    # Attention zeroes its inner layer's bias, which that layer's own reset does not: the outer one comes last.
+    assert torch.equal(heads[1].out_proj.bias, torch.zeros(4))
 
 
 def test_repeat_with_a_function_calls_it_for_each():

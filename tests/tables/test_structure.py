@@ -131,6 +131,30 @@ def test_one_activation_in_every_block_is_shown_in_the_first():
     assert str(structure).count("the same module as blocks.0.1") == 1
 
 
+def test_blocks_with_the_same_ties_inside_fold():
+    """Each block ties two of its own layers and uses one of them twice; what is inside is told of the first."""
+
+    def tied():
+        one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+        other.weight = one.weight
+        return nn.Sequential(one, other, one)
+
+    structure = tree(nn.Sequential(*[tied() for _ in range(3)]))
+    assert str(structure).count("[0:3]: Sequential") == 1
+    assert "weight is 0.0.weight, counted there" in str(structure)
+    assert "the same module as 0.0" in str(structure)
+    assert structure.root.numel == 3 * (16 + 4 + 4)
+
+
+def test_blocks_that_share_different_modules_do_not_fold():
+    """Two second places look alike but for what they are places of, and that matters."""
+    one, other = nn.PReLU(), nn.PReLU()
+    net = nn.Sequential(one, other, nn.Sequential(one), nn.Sequential(other))
+    shown = str(tree(net))
+    assert "the same module as 0" in shown
+    assert "the same module as 1" in shown
+
+
 def test_parameters_beside_modules_are_listed():
     """A parameter that hangs on a module with children has a line of its own."""
     structure = tree(Net())
@@ -223,7 +247,7 @@ def test_extra_repr_never_computes_a_parametrised_weight():
 
     net = parametrizations.spectral_norm(Showy(4, 4))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    str(tree(net))
+    assert "norm=" not in str(tree(net))
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
 

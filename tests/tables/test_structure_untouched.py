@@ -102,7 +102,7 @@ def global_state():
     return (
         torch.get_rng_state().tolist(),
         random.getstate(),
-        np.random.get_state()[1].tolist(),  # noqa: NPY002 - the legacy state is global
+        *(part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()),  # noqa: NPY002 - the legacy state is global
         torch.is_grad_enabled(),
         torch.get_default_dtype(),
         torch.get_default_device(),
@@ -142,6 +142,7 @@ def test_no_global_setting_changes(way):
             before = global_state()
             run(way, net, x)
             assert global_state() == before
+            assert torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -353,6 +354,51 @@ def test_a_real_run_writes_to_memory_of_its_own():
     assert seen == {"weight": [[5, 4], [4, 4]], "tied": [[5, 4], [4, 4]], "x": [1, 1]}
     assert net.weight.tolist() == net.tied.tolist() == [[0, 0], [0, 0]]
     assert x.tolist() == [0, 0]
+
+
+def test_parameters_hidden_from_the_net_cost_no_memory_either():
+    """A module in a plain list is no child, but its parameters are fake on the copy like all others."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    seen = []
+
+    class Student(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.teacher = [nn.Linear(3, 4)]
+
+        def forward(self, x):
+            seen.append(type(self.teacher[0].weight))
+            return self.teacher[0](x)
+
+    assert tree(Student(), torch.rand(2, 3)).how == "fake"
+    assert seen == [FakeTensor]
+
+
+def test_a_computed_copy_is_gone_at_once():
+    """Its memory does not wait for Python's garbage collector."""
+    import gc
+
+    copies = []
+
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+            self.register_buffer("large", torch.zeros(3))
+
+        def forward(self, x):
+            y = self.linear(x + self.large) * x.sum().item()
+            copies.append(weakref.ref(self.large))
+            return y
+
+    gc.disable()
+    try:
+        assert tree(Large(), torch.rand(2, 3)).how == "real"
+        (copied,) = copies
+        assert copied() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("way", ["fake", "real"])

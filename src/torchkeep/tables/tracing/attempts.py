@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -17,7 +18,7 @@ from torchkeep.tables.tracing.shapes import Call, Described, arguments, describe
 from torchkeep.tables.tracing.undisturbed import undisturbed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
@@ -155,30 +156,15 @@ class _Attempt:
 
     def _watch(self, key: int, path: str, twin: nn.Module, doubles: Fakes | Reals) -> None:
         """Record what goes through ``twin``, by standing in for its forward, which catches direct calls too."""
-        patched = twin.__dict__.get("forward")
         lazy = self.how == "fake" and isinstance(twin, LazyModuleMixin)
         if lazy:
             _drop_lazy_hook(twin)
+        before = partial(_materialise, self.survey.modules[path], twin, doubles) if lazy else None
+        twin.__dict__["forward"] = _Watch(twin, before, partial(self._record, key), partial(self._fail, path))
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if lazy:
-                _materialise(self.survey.modules[path], twin, args, kwargs, doubles)
-            got = tuple(map(describe, args)), {name: describe(value) for name, value in kwargs.items()}
-            run = patched
-            if run is None:
-                del twin.__dict__["forward"]
-                run = twin.forward
-                twin.__dict__["forward"] = forward
-            try:
-                output = run(*args, **kwargs)
-            except BaseException as error:
-                if self.failed[0] is not error:
-                    self.failed = (error, path, arguments(*got))
-                raise
-            self._record(key, *got, describe(output))
-            return output
-
-        twin.__dict__["forward"] = forward
+    def _fail(self, path: str, error: BaseException, got: str) -> None:
+        if self.failed[0] is not error:
+            self.failed = (error, path, got)
 
     def _record(
         self, key: int, args: tuple[Described, ...], kwargs: dict[str, Described], output: Described
@@ -201,6 +187,40 @@ class _Attempt:
         return found
 
 
+class _Watch:
+    """Stands in for the forward of a module.
+
+    No closure: one would refer to itself, and keep the copy alive until Python's collector comes.
+    """
+
+    def __init__(
+        self,
+        twin: nn.Module,
+        before: Callable[..., None] | None,
+        record: Callable[..., None],
+        fail: Callable[[BaseException, str], None],
+    ) -> None:
+        self.twin, self.before, self.record, self.fail = twin, before, record, fail
+        self.patched = twin.__dict__.get("forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.before is not None:
+            self.before(args, kwargs)
+        run = self.patched
+        if run is None:
+            del self.twin.__dict__["forward"]
+            run = self.twin.forward
+            self.twin.__dict__["forward"] = self
+        got = tuple(map(describe, args)), {name: describe(value) for name, value in kwargs.items()}
+        try:
+            output = run(*args, **kwargs)
+        except BaseException as error:
+            self.fail(error, arguments(*got))
+            raise
+        self.record(*got, describe(output))
+        return output
+
+
 def _drop_lazy_hook(twin: nn.Module) -> None:
     """Take away the hook that gives lazy parameters memory; `_materialise` gives them fake tensors instead."""
     hooks = twin._forward_pre_hooks  # noqa: SLF001 - torch offers no way to remove a hook without its handle
@@ -209,7 +229,7 @@ def _drop_lazy_hook(twin: nn.Module) -> None:
             del hooks[key]
 
 
-def _materialise(original: nn.Module, twin: Any, args: Any, kwargs: Any, fakes: Any) -> None:
+def _materialise(original: nn.Module, twin: Any, fakes: Any, args: Any, kwargs: Any) -> None:
     """Let a lazy module find its shapes on the meta device, then make what it made fake."""
     if not twin.has_uninitialized_params():
         return

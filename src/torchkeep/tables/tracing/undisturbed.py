@@ -24,7 +24,7 @@ _GLOBAL_HOOKS = (
 
 @contextmanager
 def undisturbed(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Restore random states, default dtype and device, grad mode and the attention fast path on the way out.
+    """Restore random states, default dtype and device, and the attention fast path on the way out.
 
     While it lasts, compiled functions run as they were written, hooks that the caller registered for all modules
     are set aside, and attention takes the path on which every module is called.
@@ -32,7 +32,7 @@ def undisturbed(devices: Iterable[torch.device]) -> Iterator[None]:
     Args:
         devices: those whose random state is to be restored, besides the CPU's.
     """
-    dtype, device, grad = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
     fast = torch.backends.mha.get_fastpath_enabled()
     with _random_states(devices), _without_global_hooks(), torch.compiler.set_stance("force_eager"):
         torch.backends.mha.set_fastpath_enabled(False)
@@ -40,7 +40,6 @@ def undisturbed(devices: Iterable[torch.device]) -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)
             if torch.get_default_device() != device:
                 torch.set_default_device(device)
