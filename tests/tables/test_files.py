@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import torchkeep as tk
 from torchkeep.errors import (
+    DamageError,
     FormatError,
     MissingFieldError,
     MissingFileError,
@@ -64,14 +66,45 @@ def test_statistics_of_a_file(path):
     assert stats["1.weight"].note == "no elements"
 
 
-def test_only_what_is_asked_for_is_read(path):
-    """A damaged tensor does not keep others from being read."""
+def test_a_file_that_changed_is_not_read_as_what_it_was(path):
+    """A file cut short or replaced after it was listed is an error, by lookup and by reading all."""
     table = tk.params(path)
-    raw = bytearray(path.read_bytes())
     assert table["0.bias"].tolist() == [1, 1]
-    path.write_bytes(raw[:-4])
-    with pytest.raises(FormatError):
+    save_file({"0.bias": torch.zeros(5)}, path)
+    with pytest.raises(FormatError, match="changed"):
         table.tensors()
+    with pytest.raises(FormatError, match="changed"):
+        table["0.bias"]
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(FormatError):
+        table.stats()
+
+
+def test_a_file_of_ours_knows_ties_kinds_and_classes(tmp_path):
+    """What tk.save wrote of a module selects as the module does, and any name of a tie reads it."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    net[2].weight = net[0].weight
+    tk.save(net, tmp_path / "net.safetensors")
+    live, table = tk.params(net), tk.params(tmp_path / "net.safetensors")
+    for expression in ("**", ":buffer", "@Linear", ":tied", "[-1].*", ":param & [ndim=1]"):
+        assert table.select(expression).names() == live.select(expression).names()
+    assert torch.equal(table["2.weight"], net[0].weight)
+    assert (table.numel, table.buffer_numel) == (live.numel, live.buffer_numel)
+
+
+def test_damage_names_the_tensor_and_spares_the_others(tmp_path):
+    """A flipped bit is found when its tensor is read, not before, by lookup, tensors and statistics alike."""
+    path = tmp_path / "state.safetensors"
+    tk.save({"a": torch.zeros(8), "b": torch.full((8,), 7.0)}, path)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(torch.tensor(7.0).numpy().tobytes() * 8)] ^= 1
+    path.write_bytes(raw)
+    table = tk.params(path)
+    assert table["a"].tolist() == [0.0] * 8
+    for read in (lambda: table["b"], table.tensors, table.stats):
+        with pytest.raises(DamageError) as caught:
+            read()
+        assert caught.value.tensor == "b"
 
 
 def test_files_that_cannot_be_read(tmp_path):
