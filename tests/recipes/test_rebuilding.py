@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 import sys
 
 import pytest
@@ -328,3 +329,12 @@ def test_a_corrupted_recipe_builds_or_is_one_of_torchkeeps_errors(data):
     except TorchkeepError:
         return
     assert isinstance(net, nn.Module)
+
+
+def test_torchkeeps_own_blocks_are_known_in_a_fresh_process(tmp_path):
+    """Nobody has to import torchkeep.nn before a recipe that names its blocks is built."""
+    path = tmp_path / "recipe.json"
+    path.write_text(tk.recipe(tk.nn.MLP([2, 3, 1])).to_json(), encoding="utf-8")
+    program = f"import torchkeep as tk\nprint(len(list(tk.build({str(path)!r}).parameters())))"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (shown.stdout.strip(), shown.stderr) == ("4", "")
