@@ -247,6 +247,21 @@ def test_replacing_a_whole_block_is_seen():
     assert len(table) == 7
 
 
+def test_wrappers_and_parametrizations_are_looked_through():
+    """A wrapped module is the same source as the bare one, and a lookup finds its way through both."""
+    net = nn.Sequential(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))), Block())
+    wrapped = nn.Sequential(nn.DataParallel(net[0]), net[1])
+    table = tk.params(nn.DataParallel(wrapped))
+    assert table.names() == tk.params(net).names()
+    assert table["0.0.parametrizations.weight.original"] is net[0][0].parametrizations.weight.original
+    assert len(table & tk.params(wrapped)) == len(table)
+    wrapped[0].module = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(TableError, match=r"has lost 0\.0\.parametrizations\.weight\.original"):
+        table.select("1.**")
+    wrapped[0].module = net[0]
+    assert table["0.0.bias"] is net[0][0].bias
+
+
 def test_a_table_that_lost_a_name_says_so():
     """A removed layer is an error that names it, and nothing is frozen behind the model's back."""
     net = make_net()

@@ -26,7 +26,7 @@ from torchkeep.tensors.identity import Key, tensor_key
 from torchkeep.tensors.reading import changed, read_tensor, read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -90,7 +90,7 @@ class ModuleSource(Source):
 
     def _look(self) -> None:
         self.survey: Survey = survey(self._net)
-        self._holders = list({id(module): module for module in self.survey.modules.values()}.values())
+        self._holders = _with_wrappers(self.survey.modules.values())
         self._seen = [_state(module) for module in self._holders]
 
     def known(self) -> Listing:
@@ -248,6 +248,18 @@ def _open_path(path: str | os.PathLike[str]) -> Source:
     if not looks_like_one:
         raise SourceError(f"there is no file {path!r}; expected {ACCEPTED}")
     return FileSource(path)
+
+
+def _with_wrappers(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return modules, each once, and the wrappers between them, which no name tells of."""
+    known = {id(module): module for module in modules}
+    found = list(known.values())
+    for module in found:  # which grows as wrappers are found
+        for child in module._modules.values():  # noqa: SLF001 - children() is slower
+            if child is not None and id(child) not in known:
+                known[id(child)] = child
+                found.append(child)
+    return found
 
 
 def _state(module: nn.Module) -> list[Any]:
