@@ -158,9 +158,10 @@ def text(described: Described, usual: str = "") -> str:
 
 
 def arguments(args: Iterable[Described], kwargs: Mapping[str, Described], usual: str = "") -> str:
-    """Write what a call was given: ``[2, 20], mask=bool[2, 7]``."""
+    """Write what a call was given: ``[2, 20], mask=bool[2, 7]``; keywords that are None go without saying."""
     positional = [text(item, usual) for item in args]
-    return ", ".join([*positional, *(f"{name}={text(item, usual)}" for name, item in kwargs.items())])
+    named = [f"{name}={text(item, usual)}" for name, item in kwargs.items() if item is not None]
+    return ", ".join([*positional, *named])
 
 
 def _named(items: Mapping[str, Described], sign: str, usual: str) -> str:
