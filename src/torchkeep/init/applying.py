@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from torchkeep.tying.scratching import Scratch
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from torchkeep.init.distributions import Distribution
     from torchkeep.init.planning import Decision, Item
@@ -37,6 +38,7 @@ def carry_out(decision: Decision, device: torch.device | str | int | None) -> No
         prepared = prepare(decision)
         with _noted("some tensors may have been filled already; apply the plan again"):
             _write(decision, prepared, found.tensors)
+            _set_buffers(prepared)
         return
     prepared = prepare(decision)
     new = plan_materializing(found.net, _target(decision) if device is None else device)
@@ -44,19 +46,31 @@ def carry_out(decision: Decision, device: torch.device | str | int | None) -> No
     tensors = [rooms.get(row.name, tensor) for row, tensor in zip(found.listing.rows, found.tensors, strict=True)]
     _write(decision, prepared, tensors)
     new.hang()
+    _set_buffers(prepared, new.device)
 
 
-def prepare(decision: Decision) -> dict[int, Tensor]:
+@dataclass(frozen=True)
+class Prepared:
+    """Values that are only to be copied.
+
+    Attributes:
+        tensors: CPU tensors by position in the survey.
+        buffers: module, key, CPU tensor and device of buffers that parametrizations keep for themselves.
+    """
+
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    buffers: list[tuple[nn.Module, str, Tensor, torch.device]] = field(default_factory=list)
+
+
+def prepare(decision: Decision) -> Prepared:
     """Make all values that other people's code has a part in: whole draws, defaults, computed weights.
 
-    Returns:
-        CPU tensors by position in the survey. The model is not touched.
+    The model is not touched.
     """
     found = decision.found
-    scratch = Scratch(found.tensors)
-    prepared: dict[int, Tensor] = {}
+    prepared = Prepared()
     with one_torch_thread():
-        defaults = _run_defaults(decision, scratch)
+        defaults = _run_defaults(decision)
         for item in decision.items:
             if isinstance(item.initializer, Keep):
                 continue
@@ -65,14 +79,14 @@ def prepare(decision: Decision) -> dict[int, Tensor]:
                 rows = [found.listing.rows[position] for position in item.computed.originals]
                 with _noted(f"while {item.row.name!r} was set by the rule {item.rule!r}; nothing was changed"):
                     made = through_right_inverse(item.computed, value, rows)
-                prepared |= {
-                    position: tensor
-                    for position, tensor in zip(item.computed.originals, made, strict=True)
-                    if position not in item.raw
-                }
+                for position, tensor in zip(item.computed.originals, made.originals, strict=True):
+                    if position not in item.raw:
+                        prepared.tensors[position] = tensor
+                beside = found.tensors[item.computed.originals[0]].device
+                prepared.buffers.extend((*buffer, beside) for buffer in made.buffers)
             elif isinstance(item.initializer, Whole | TorchDefault):
                 assert item.position is not None
-                prepared[item.position] = whole_value(decision, item, defaults)
+                prepared.tensors[item.position] = whole_value(decision, item, defaults)
     return prepared
 
 
@@ -96,17 +110,18 @@ def whole_value(decision: Decision, item: Item, defaults: Mapping[str, Tensor] |
         with _noted(f"while {item.row.name!r} was drawn by the rule {item.rule!r}; nothing was changed"):
             return initializer.make(order)
     if defaults is None:
-        defaults = _run_defaults(decision, Scratch(decision.found.tensors), only=item)
+        defaults = _run_defaults(decision, only=item)
     return defaults[item.row.name]
 
 
-def _run_defaults(decision: Decision, scratch: Scratch, only: Item | None = None) -> dict[str, Tensor]:
+def _run_defaults(decision: Decision, only: Item | None = None) -> dict[str, Tensor]:
     """Run the modules' own reset methods, once for each module, and return the values by the items' names."""
     groups: dict[tuple[int, str], list[Item]] = {}
     for item in decision.items:
         if isinstance(item.initializer, TorchDefault):
             groups.setdefault((id(item.module), parent(item.row.name)), []).append(item)
     values: dict[str, Tensor] = {}
+    scratch = Scratch(_tensors(decision) if groups else ())
     for (_, path), items in groups.items():
         if only is not None and only not in items:
             continue
@@ -117,6 +132,18 @@ def _run_defaults(decision: Decision, scratch: Scratch, only: Item | None = None
     return values
 
 
+def _tensors(decision: Decision) -> list[Tensor]:
+    """Return every tensor that a copy of a module does without: all registered ones, and results of a forward."""
+    registered = [place.tensor for places in decision.found.places for place in places]
+    resets = {
+        id(item.module): item.module for item in decision.items if isinstance(item.initializer, TorchDefault)
+    }
+    values = (value for module in resets.values() for value in vars(module).values())
+    return registered + [
+        value for value in values if isinstance(value, torch.Tensor) and value.grad_fn is not None
+    ]
+
+
 def _key(decision: Decision, item: Item) -> str:
     """Return the attribute of the owning module that an item is."""
     if item.computed is not None:
@@ -125,7 +152,7 @@ def _key(decision: Decision, item: Item) -> str:
     return decision.found.places[item.position][0].key
 
 
-def _write(decision: Decision, prepared: Mapping[int, Tensor], tensors: Sequence[Tensor]) -> None:
+def _write(decision: Decision, prepared: Prepared, tensors: Sequence[Tensor]) -> None:
     """Fill the tensors: what was prepared is copied, the rest drawn in place where that can be.
 
     Args:
@@ -133,12 +160,22 @@ def _write(decision: Decision, prepared: Mapping[int, Tensor], tensors: Sequence
         prepared: from `prepare`.
         tensors: what to fill, by position in the survey.
     """
-    for position, values in prepared.items():
+    for position, values in prepared.tensors.items():
         _copy_whole(tensors[position], values)
     elsewhere: list[tuple[Item, Tensor]] = []
-    draw(_jobs(decision, prepared, tensors, elsewhere))
+    draw(_jobs(decision, prepared.tensors, tensors, elsewhere))
     for item, tensor in elsewhere:
         _draw_elsewhere(item, tensor, seed_secret(decision.seed))
+
+
+def _set_buffers(prepared: Prepared, device: torch.device | None = None) -> None:
+    """Hand parametrizations the buffers that they set for themselves, on ``device`` or beside the weight."""
+    for module, key, values, beside in prepared.buffers:
+        old = module._buffers.get(key)  # noqa: SLF001 - it may be None so far
+        if old is not None and old.shape == values.shape:
+            old.copy_(values)
+        else:
+            module._buffers[key] = values.to(device or beside)  # noqa: SLF001 - as above
 
 
 def _jobs(

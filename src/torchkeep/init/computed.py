@@ -73,7 +73,21 @@ def find_computed(found: Survey) -> list[Computed]:
     return parametrized + _hooked(found)
 
 
-def through_right_inverse(weight: Computed, value: Tensor, rows: Sequence[Row]) -> list[Tensor]:
+@dataclass(frozen=True)
+class Assignment:
+    """What `through_right_inverse` wants written.
+
+    Attributes:
+        originals: a CPU tensor for each original, of its shape and dtype.
+        buffers: module, key and CPU tensor of each buffer of the parametrizations that ``right_inverse`` set
+            (``orthogonal`` keeps the weight itself in one).
+    """
+
+    originals: list[Tensor]
+    buffers: list[tuple[nn.Module, str, Tensor]]
+
+
+def through_right_inverse(weight: Computed, value: Tensor, rows: Sequence[Row]) -> Assignment:
     """Compute what the originals must hold for the weight to be ``value``, on a copy of the parametrization.
 
     Args:
@@ -82,7 +96,7 @@ def through_right_inverse(weight: Computed, value: Tensor, rows: Sequence[Row]) 
         rows: of the originals, in the order of ``weight.originals``.
 
     Returns:
-        A CPU tensor for each original, of its shape and dtype.
+        What is to be written; nothing is yet.
 
     Raises:
         RuleError: ``right_inverse`` raised, gave what does not fit, or a value that the weight can't be
@@ -94,6 +108,7 @@ def through_right_inverse(weight: Computed, value: Tensor, rows: Sequence[Row]) 
     try:
         with torch.no_grad(), torch.device("cpu"):
             copied.right_inverse(value)
+            buffers = _changed_buffers(listed, copied)
             computed = copied()
     except Exception as error:
         raise RuleError(
@@ -113,7 +128,22 @@ def through_right_inverse(weight: Computed, value: Tensor, rows: Sequence[Row]) 
             f"{subject}: the weight computed from them is NaN; give it other values (weight_norm can't hold "
             "zeros), or tk.init.keep()"
         )
-    return made
+    return Assignment(made, buffers)
+
+
+def _changed_buffers(
+    listed: parametrize.ParametrizationList, copied: parametrize.ParametrizationList
+) -> list[tuple[nn.Module, str, Tensor]]:
+    """Return the buffers that differ in the copy, as they are there: before its forward, which may change more."""
+    changed = []
+    for module, other in zip(listed.modules(), copied.modules(), strict=True):
+        for key, new in other._buffers.items():  # noqa: SLF001 - also those that are None so far
+            old = module._buffers.get(key)  # noqa: SLF001 - as above
+            if new is None or key.startswith("original"):
+                continue
+            if old is None or old.is_meta or old.shape != new.shape or not torch.equal(old.cpu(), new):
+                changed.append((module, key, new.detach().clone()))
+    return changed
 
 
 def plain_copy(module: nn.Module, weights: Sequence[Computed]) -> None:
