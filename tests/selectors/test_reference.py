@@ -14,7 +14,7 @@ from torchkeep.rows import Listing, Row
 from torchkeep.selectors import as_literal, select
 from torchkeep.selectors.parser import parse
 
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=150, deadline=None)
 
 
 @many

@@ -92,9 +92,10 @@ def _explain_where(node: Where, scope: Scope, items: Sequence[int]) -> Reason:
 
 
 def _explain_type(node: Type, scope: Scope, items: Sequence[int]) -> Reason:
-    modules = scope.catalogue.modules or {}
-    if not any(is_type(info, node) for info in modules.values()):
-        return _explain_class(node, scope)
+    if not _is_present([node], scope):
+        classes = _near_classes(node, scope)
+        close = [one if evaluate(one, scope, items) else Inside((one,), Names((Deep(),))) for one in classes]
+        return Reason(f"no module is of class `{node}`", tuple(close))
     around = Inside((node,), Names((Deep(),)))
     why = f"modules of class `{node}` own no tensor directly"
     if evaluate(around, scope, items):
@@ -102,31 +103,39 @@ def _explain_type(node: Type, scope: Scope, items: Sequence[int]) -> Reason:
     return Reason(f"{why} or through modules in them")
 
 
-def _explain_class(node: Type, scope: Scope) -> Reason:
-    """Explain why no module is of a class."""
-    infos = {id(info): info for info in (scope.catalogue.modules or {}).values()}.values()
-    classes = [one for info in infos for one in (info.lineage[:1] if node.exact else info.lineage)]
-    wanted = node.name.rpartition(".")[2]
-    elsewhere = [f"{module}.{name}" for module, name in classes if name.rpartition(".")[2] == wanted]
-    close = dict.fromkeys(elsewhere) or nearest(wanted, (name.rpartition(".")[2] for _, name in classes))
-    return Reason(f"no module is of class `{node}`", tuple(Type(name, node.exact) for name in close))
-
-
 def _explain_inside(node: Inside, scope: Scope, items: Sequence[int]) -> Reason:
-    modules = scope.catalogue.modules or {}
-    if not any(is_type(info, one) for info in modules.values() for one in node.types):
-        reasons = [_explain_class(one, scope) for one in node.types]
-        classes = [one for reason in reasons for one in reason.nearest if isinstance(one, Type)]
-        why = "; ".join(reason.why for reason in reasons)
-        return Reason(why, tuple(Inside((one,), node.inner) for one in classes))
     what = alternatives(map(str, node.types))
+    if not _is_present(node.types, scope):
+        corrected = [
+            Inside((near,), node.inner) for one in node.types for near in _near_classes(one, scope)[:_SHOWN]
+        ]
+        close: list[Node] = []
+        for one in corrected:
+            close += [one] if evaluate(one, scope, items) else _explain_inside(one, scope, items).nearest
+        return Reason(f"no module is of class {what}", tuple(close))
     roots = layers(scope.catalogue.paths, under(scope, modules_of(scope.catalogue, node.types)))
     # Where such modules lie in one another, the outermost see every name that the others see.
     inner, origins = inside(scope, items, roots[0] if roots else [])
     if not origins:
         return Reason(f"modules of class {what} hold no tensor")
-    why, close = _explain(node.inner, inner, range(len(origins)))
-    return Reason(f"in modules of class {what}, {why}", tuple(Inside(node.types, one) for one in close))
+    why, near = _explain(node.inner, inner, range(len(origins)))
+    return Reason(f"in modules of class {what}, {why}", tuple(Inside(node.types, one) for one in near))
+
+
+def _is_present(types: Sequence[Type], scope: Scope) -> bool:
+    """Tell whether any module, one without tensors too, is of one of ``types``."""
+    infos = {id(info): info for info in (scope.catalogue.modules or {}).values()}.values()
+    return any(is_type(info, one) for info in infos for one in types)
+
+
+def _near_classes(node: Type, scope: Scope) -> list[Type]:
+    """Return the classes present that may have been meant: of the same name elsewhere, else of a similar one."""
+    infos = {id(info): info for info in (scope.catalogue.modules or {}).values()}.values()
+    classes = [one for info in infos for one in (info.lineage[:1] if node.exact else info.lineage)]
+    wanted = node.name.rpartition(".")[2]
+    elsewhere = dict.fromkeys(f"{module}.{name}" for module, name in classes if name.rpartition(".")[2] == wanted)
+    close = elsewhere or nearest(wanted, (name.rpartition(".")[2] for _, name in classes))
+    return [Type(name, node.exact) for name in close]
 
 
 def _explain_field(node: Field, scope: Scope, items: Sequence[int]) -> Reason:

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 _WANTED = 3
 _SHOWN = 4
 _ROUNDS = 3
+_LONGEST_SEARCHED = 500
 _DEEP = Deep()
 
 
 def explain_regex(node: Regex, scope: Scope, items: Sequence[int]) -> tuple[str, tuple[Regex, ...]]:
     """Say why a regular expression matches no name of ``items``, as a clause, and give a wider one that does."""
-    names = [text for _, text in scope.texts(items)]
+    # Searching may take the square of a name's length, where the user's own full match does not.
+    names = [text for _, text in scope.texts(items) if len(text) <= _LONGEST_SEARCHED]
     search = re.compile(node.pattern).search
     if not any(map(search, names)):
         return f"no name holds what `{node}` describes; names are such as {_some(map(quote_name, names))}", ()
