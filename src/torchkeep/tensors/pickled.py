@@ -16,13 +16,13 @@ from torchkeep.dtypes import DTYPES
 from torchkeep.errors import DamageError, FormatError, StorageError
 from torchkeep.formats.pickles import pickled_of
 from torchkeep.formats.pickles.checksums import joined_crc
-from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, StorageRef, TensorRef
+from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef
 from torchkeep.storage.local import LOCAL
 from torchkeep.storage.transfer import Chunk, read_chunks
 from torchkeep.tensors.dtypes import torch_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from torchkeep.formats.pickles import Pickled
 
@@ -80,13 +80,13 @@ class PickledReader:
 
     def value(self) -> Any:
         """Return what was saved."""
-        self._read(self.pickled.tensors)
+        self._read(self.pickled.references())
         return _Making(self).value(self.pickled.root)
 
     def tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Return the tensors of those names; of a tie, any name will do."""
         wanted = {name: self.pickled.tensors[name] for name in names}
-        self._read(wanted)
+        self._read(wanted.values())
         return {name: self.tensor(described) for name, described in wanted.items()}
 
     def tensor(self, described: TensorRef) -> torch.Tensor:
@@ -123,22 +123,23 @@ class PickledReader:
             )
         return dtype
 
-    def _read(self, wanted: Mapping[str, TensorRef]) -> None:
+    def _read(self, wanted: Iterable[TensorRef]) -> None:
         """Read the storages of those tensors that have not been read, each whole, in the file's order."""
-        users: dict[str, list[tuple[str, TensorRef, StorageRef]]] = {}
-        for name, described in wanted.items():
-            if described.storage is not None and described.storage.key not in self._storages:
-                users.setdefault(described.storage.key, []).append((name, described, described.storage))
+        users: dict[str, set[tuple[str, str]]] = {}
+        for described in wanted:
+            storage = described.storage
+            if storage is not None and storage.key not in self._storages:
+                users.setdefault(storage.key, set()).add((storage.dtype, described.dtype))
         extents = self.pickled.extents
         keys = sorted(users, key=lambda key: extents[key].start)
         memory = self._allocated([extents[key].nbytes for key in keys])
         crcs = self._fill([(extents[key].start, place) for key, place in zip(keys, memory, strict=True)])
         for key, place, crc in zip(keys, memory, crcs, strict=True):
-            extent, (name, _, _) = extents[key], users[key][0]
+            extent = extents[key]
             if crc is not None and extent.crc not in {None, crc}:
                 stop = extent.start + extent.nbytes
-                raise self._damaged(name, extent.start, stop, "its checksum differs")
-            ordered = place if self.pickled.byte_order == "little" else self._swapped(place, users[key])
+                raise self._damaged(self._user(key), extent.start, stop, "its checksum differs")
+            ordered = place if self.pickled.byte_order == "little" else self._swapped(place, key, users[key])
             self._storages[key] = ordered.to(self._device).untyped_storage()
         if self._file.has_changed():
             raise self._damaged("", 0, self._file.size, "it was changed while it was read")
@@ -148,14 +149,14 @@ class PickledReader:
             return [torch.empty(size, dtype=torch.uint8) for size in sizes]
         except RuntimeError as cause:
             error = StorageError(
-                f"can't read {self.pickled.path!r}: its tensors need {sum(sizes)} bytes of memory, which the system "
-                "does not give; read fewer of them at a time"
+                f"can't read {self.pickled.path!r}: its tensors need {sum(sizes)} bytes of memory, which the "
+                "system does not give; read fewer of them at a time"
             )
             error.errno, error.filename = errno.ENOMEM, self.pickled.path
             raise error from cause
 
     def _fill(self, places: list[tuple[int, torch.Tensor]]) -> list[int | None]:
-        """Fill memory from positions of the file, and return each one's checksum where they are to be verified."""
+        """Fill memory from positions of the file, and return its checksums where they are to be verified."""
         addresses = [memory.data_ptr() for _, memory in places]
         chunks = [
             Chunk(start + offset, min(_CHUNK, memory.nbytes - offset), position, offset)
@@ -177,14 +178,18 @@ class PickledReader:
             crcs[chunk.tensor] = joined_crc(crcs[chunk.tensor], found[chunk.tensor, chunk.offset], chunk.nbytes)
         return [*crcs] if self._verify else [None] * len(places)
 
-    def _swapped(self, memory: torch.Tensor, users: list[tuple[str, TensorRef, StorageRef]]) -> torch.Tensor:
-        """Return the bytes of a storage with each number turned round."""
-        dtypes = {(storage.dtype, described.dtype) for _, described, storage in users}
+    def _user(self, key: str) -> str:
+        """Return the name of a tensor in a storage."""
+        tensors = self.pickled.tensors.items()
+        return next(name for name, tensor in tensors if tensor.storage is not None and tensor.storage.key == key)
+
+    def _swapped(self, memory: torch.Tensor, key: str, dtypes: set[tuple[str, str]]) -> torch.Tensor:
+        """Return the bytes of a storage, given the dtypes that it is kept and used as, with each number turned."""
         ((kept, used), *others) = dtypes
         if others or kept != used:
             raise FormatError(
-                f"{self.pickled.path!r} has tensor {users[0][0]!r} as big-endian bytes without a dtype, which is "
-                "not read; save the file again on a little-endian machine"
+                f"{self.pickled.path!r} has tensor {self._user(key)!r} as big-endian bytes without a dtype, which "
+                "is not read; save the file again on a little-endian machine"
             )
         unit = DTYPES[kept].itemsize // (2 if kept.startswith("complex") else 1)
         return memory.view(-1, unit).flip(1).contiguous().view(-1)

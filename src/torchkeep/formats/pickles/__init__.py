@@ -13,7 +13,7 @@ from torchkeep.errors import FormatError
 from torchkeep.formats.opening import FileReader
 from torchkeep.formats.pickles.legacy import parse_legacy
 from torchkeep.formats.pickles.naming import named_tensors
-from torchkeep.formats.pickles.soundness import check
+from torchkeep.formats.pickles.soundness import check, references
 from torchkeep.formats.pickles.zipped import parse_zip
 from torchkeep.names import natural_key
 from torchkeep.rows import Listing, Row
@@ -74,6 +74,10 @@ class Pickled:
     def tensors(self) -> Mapping[str, TensorRef]:
         """Every tensor by its dotted name, in order; a tie under each of its names."""
         return named_tensors(self.root, self._bearing, self.path)
+
+    def references(self) -> list[TensorRef]:
+        """Return every tensor, one that occurs in several places once."""
+        return references(self.root, self._bearing)
 
     @cached_property
     def ties(self) -> Mapping[str, tuple[str, ...]]:

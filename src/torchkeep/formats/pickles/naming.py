@@ -12,13 +12,16 @@ from torchkeep.formats.pickles.soundness import MAPPINGS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-MAX_VISITS: Final = 1 << 22
-"""Values looked at beyond twice all there are: a few that share each other can stand for billions."""
+    from torchkeep.formats.pickles.soundness import Walk
+
 MAX_TEXT: Final = 1 << 28
 """Characters of all names together."""
+_SHARED: Final = 4
+"""Times that a file's values may occur on average, when shared ones are counted each time."""
+_FREE: Final = 1 << 16
 
 
-def named_tensors(root: Any, bearing: Mapping[int, Any], path: str) -> dict[str, TensorRef]:
+def named_tensors(root: Any, bearing: Mapping[int, Walk], path: str) -> dict[str, TensorRef]:
     """Return the tensors in a value without circles, by name, in order.
 
     A name is made of the keys and indices on the way, joined by dots. Where that gives two tensors one name, the
@@ -32,14 +35,22 @@ def named_tensors(root: Any, bearing: Mapping[int, Any], path: str) -> dict[str,
     Raises:
         FormatError: shared parts of the value occur so often that the names don't end.
     """
+    if type(root) is TensorRef:
+        return {ROOT.name: root}
+    if id(root) not in bearing:
+        return {}
+    # A few containers that share each other can stand for billions of places.
+    values = sum(len(walk.value) for walk in bearing.values())
+    if bearing[id(root)].visits > _SHARED * values + _FREE:
+        raise _endless(path)
     named: dict[str, TensorRef] = {}
     doubles: dict[str, int] = {}
     length = 0
-    for place, tensor in _walk(root, bearing, path):
-        name = place.name
+    for place, tensor in _walk(root, bearing):
+        plain = name = place.name
         while name in named:
-            doubles[place.name] = count = doubles.get(place.name, 1) + 1
-            name = f"{place.name}.{count}"
+            doubles[plain] = doubles.get(plain, 1) + 1
+            name = f"{plain}.{doubles[plain]}"
         length += len(name)
         if length > MAX_TEXT:
             raise _endless(path)
@@ -47,15 +58,11 @@ def named_tensors(root: Any, bearing: Mapping[int, Any], path: str) -> dict[str,
     return named
 
 
-def _walk(root: Any, bearing: Mapping[int, Any], path: str) -> Iterator[tuple[Path, TensorRef]]:
-    if type(root) is TensorRef:
-        yield ROOT, root
-    visits = MAX_VISITS + 2 * sum(map(len, bearing.values()))
-    pending = [(ROOT, iter(_items(root)))] if id(root) in bearing else []
+def _walk(root: Any, bearing: Mapping[int, Walk]) -> Iterator[tuple[Path, TensorRef]]:
+    pending = [(ROOT, iter(_items(root)))]
     while pending:
         place, items = pending[-1]
         for key, value in items:
-            visits -= 1
             if type(value) is TensorRef:
                 yield Path(place, key), value
             elif id(value) in bearing:
@@ -63,8 +70,6 @@ def _walk(root: Any, bearing: Mapping[int, Any], path: str) -> Iterator[tuple[Pa
                 break
         else:
             pending.pop()
-        if visits < 0:
-            raise _endless(path)
 
 
 def _items(value: Any) -> Iterable[tuple[object, Any]]:

@@ -39,8 +39,8 @@ class Parsed(Struct, frozen=True):
 def budget(nbytes: int) -> int:
     """Return how many instructions a pickle of that many bytes may have.
 
-    An instruction of one byte can make a container of 72 bytes, so that memory stays within 300 MB and 36 times the
-    pickle's size. A tensor takes about 40 instructions of 150 bytes together.
+    An instruction of one byte can make a container of 72 bytes, so that memory stays within 300 MB and 36 times
+    the pickle's size. A tensor takes about 40 instructions of 150 bytes together.
     """
     return min(_FREE + nbytes // 2, _MOST)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
+
 from torchkeep.errors import FormatError
 from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef
 from torchkeep.formats.values import MAX_DEPTH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 MAPPINGS: Final = frozenset({dict, Ordered, Counter})
 SEQUENCES: Final = frozenset({list, tuple})
@@ -20,27 +22,24 @@ _LEAVES: Final = frozenset(
 )
 
 
-class _Open:
-    """A container whose parts are being looked at.
+class Walk(Struct):
+    """How much there is in a container when shared parts are counted as often as they occur.
 
     Attributes:
         value: the container.
-        parts: what has not been looked at yet.
-        height: containers below it, so far.
-        bears: whether a tensor has been found in it.
+        tensors: tensors in it, directly or deeper.
+        visits: values looked at on the way to all of them.
+        height: containers below it.
     """
 
-    __slots__ = ("bears", "height", "parts", "value")
-
-    def __init__(self, value: Any, path: str) -> None:
-        self.value = value
-        self.parts: Iterator[Any] = iter(_parts(value, path))
-        self.height = 0
-        self.bears = False
+    value: Any
+    tensors: int = 0
+    visits: int = 0
+    height: int = 0
 
 
-def check(root: Any, path: str) -> dict[int, Any]:
-    """Check what a pickle in the file ``path`` describes, shared parts once.
+def check(root: Any, path: str) -> dict[int, Walk]:
+    """Check what a pickle in the file ``path`` describes, looking at shared parts once.
 
     Returns:
         The containers that hold tensors, directly or deeper, by `id`.
@@ -49,44 +48,67 @@ def check(root: Any, path: str) -> dict[int, Any]:
         FormatError: it holds something that is no value (a class, a storage), contains itself, or is nested
             more than 100 deep.
     """
-    bearing: dict[int, Any] = {}
+    done: dict[int, Walk] = {}
     if type(root) in _LEAVES:
-        return bearing
-    heights: dict[int, int] = {}
+        return done
     around = {id(root)}
-    pending = [_Open(root, path)]
+    pending = [(Walk(root), iter(_parts(root, path)))]
     while pending:
-        inner = _inner(pending[-1], heights, bearing)
+        walk, parts = pending[-1]
+        inner = _look(walk, parts, done)
         if inner is not None:
             if id(inner) in around:
                 raise FormatError(f"what {path!r} holds contains itself, which is not read; save it without")
             around.add(id(inner))
-            pending.append(_Open(inner, path))
-        if len(pending) + pending[-1].height > MAX_DEPTH:
+            pending.append((Walk(inner), iter(_parts(inner, path))))
+        if len(pending) + pending[-1][0].height > MAX_DEPTH:
             raise FormatError(f"what {path!r} holds is nested more than {MAX_DEPTH} deep, which is not read")
         if inner is None:
-            done = pending.pop()
-            around.remove(id(done.value))
-            heights[id(done.value)] = done.height
-            if done.bears:
-                bearing[id(done.value)] = done.value
+            pending.pop()
+            around.remove(id(walk.value))
+            done[id(walk.value)] = walk
             if pending:
-                pending[-1].height = max(pending[-1].height, done.height + 1)
-                pending[-1].bears |= done.bears
+                _add(pending[-1][0], walk)
+    bearing = {key: walk for key, walk in done.items() if walk.tensors}
+    if any(type(walk.value) is Ordered and id(walk.value.metadata) in bearing for walk in bearing.values()):
+        raise FormatError(
+            f"{path!r} holds tensors in the _metadata of a state_dict, which are not read; it is damaged"
+        )
     return bearing
 
 
-def _inner(outer: _Open, heights: dict[int, int], bearing: dict[int, Any]) -> Any:
-    """Return the next container in ``outer`` that has not been looked at, or None when there is none."""
-    for part in outer.parts:
-        if type(part) in _LEAVES:
-            outer.bears |= type(part) is TensorRef
-        elif id(part) in heights:
-            outer.height = max(outer.height, heights[id(part)] + 1)
-            outer.bears |= id(part) in bearing
-        else:
-            return part
+def _look(walk: Walk, parts: Iterator[Any], done: Mapping[int, Walk]) -> Any:
+    """Count parts up to a container that has not been looked at yet, and return that; None after the last part."""
+    for part in parts:
+        walk.visits += 1
+        if type(part) is TensorRef:
+            walk.tensors += 1
+        elif type(part) not in _LEAVES:
+            inner = done.get(id(part))
+            if inner is None:
+                return part
+            _add(walk, inner)
     return None
+
+
+def _add(outer: Walk, inner: Walk) -> None:
+    outer.height = max(outer.height, inner.height + 1)
+    if inner.tensors:
+        outer.tensors += inner.tensors
+        outer.visits += inner.visits
+
+
+def references(root: Any, bearing: Mapping[int, Walk]) -> list[TensorRef]:
+    """Return every tensor in what has been checked, shared ones once.
+
+    Args:
+        root: the value.
+        bearing: what `check` gave.
+    """
+    if type(root) is TensorRef:
+        return [root]
+    parts = (part for walk in bearing.values() for part in _parts(walk.value, ""))
+    return list({id(part): part for part in parts if type(part) is TensorRef}.values())
 
 
 def _parts(value: Any, path: str) -> Iterable[Any]:
