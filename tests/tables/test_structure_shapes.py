@@ -194,8 +194,12 @@ def test_descriptions_are_short_whatever_the_value():
 
 def test_keyword_inputs_alone_are_enough():
     """A net that takes only keywords, dicts among them, is traced."""
-    net = Around(lambda layer, *, batch, mask=None, scale=1.0: layer(batch["x"]) * scale)
-    structure = tree(net, kwargs={"batch": {"x": torch.rand(2, 3)}, "mask": None, "scale": 2.0})
+
+    def run(layer, *, batch, mask=None, scale=1.0):
+        y = layer(batch["x"]) * scale
+        return y if mask is None else y * mask
+
+    structure = tree(Around(run), kwargs={"batch": {"x": torch.rand(2, 3)}, "mask": None, "scale": 2.0})
     assert structure.root.calls[0].kwargs == {"batch": {"x": f32(2, 3)}, "mask": None, "scale": "2.0"}
     assert "  batch={x: [2, 3]}, scale=2.0  " in str(structure)
 
