@@ -143,21 +143,20 @@ def load_into_from(storage: Storage, net: nn.Module, source: Any, options: Optio
         matched = match(net, found, options)
         matched.plan.raise_for_problems()
         extra = found.extra_state() if matched.plan.extra else {}
-        giving: Source = found
-        if atomic and found.verified is not None:
-            owners = list(dict.fromkeys(owner for owner, _ in matched.pairs))
-            giving = MemorySource(found.text, found.tensors(owners), {})
-        _fill(giving, matched)
+        _fill(found, matched, atomic=atomic)
         for (_, key), module in zip(matched.plan.extra, matched.modules, strict=True):
             module.set_extra_state(extra[key])
     nbytes = sum(tensor.numel() * tensor.element_size() for _, tensor in matched.pairs)
     return LoadReport(matched.plan, nbytes, found.verified)
 
 
-def _fill(source: Source, matched: Matched) -> None:
+def _fill(source: Source, matched: Matched, *, atomic: bool) -> None:
     """Copy, and when that fails midway, tell what was replaced."""
     begun: set[int] = set()
     try:
+        if atomic and source.verified is not None:
+            owners = list(dict.fromkeys(owner for owner, _ in matched.pairs))
+            source = MemorySource(source.text, source.tensors(owners), {})
         source.fill(matched.pairs, begun.add)
     except BaseException as error:
         replaced = tuple(matched.plan.matched[position].name for position in sorted(begun))

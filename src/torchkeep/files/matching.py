@@ -163,7 +163,9 @@ class _Matcher:
         names = [name for name in names if name in self._source.offers]
         if not names:
             return None
-        owners = {self._source.offers[name].owner: name for name in reversed(names)}
+        owners: dict[str, str] = {}
+        for name in names:
+            owners.setdefault(self._source.offers[name].owner, name)
         first, *others = owners
         for other in others:
             if not self._equal(first, other):
@@ -236,7 +238,8 @@ class _Matcher:
             )
             if not row.persistent and row.name in left:
                 found.append(f"{row.name!r} is a non-persistent buffer in the model, which is never loaded")
-        wanted = [name for row in self._rows if row.name in set(missing) for name in row.names] if missing else []
+        lacking = set(missing)
+        wanted = [name for row in self._rows if row.name in lacking for name in row.names]
         return (*found, *hints(wanted, unexpected, has_matches=has_matches))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from torchkeep.errors import SelectorError, SelectorSyntaxError
 
@@ -25,21 +25,25 @@ _QUOTED: Final = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 _DIGITS: Final = 18
 
 
-class Literal(NamedTuple):
+@dataclass(frozen=True)
+class Literal:
     """Text as it is."""
 
     text: str
 
 
-class Star(NamedTuple):
+@dataclass(frozen=True)
+class Star:
     """A part of a segment, or all of it."""
 
 
-class Deep(NamedTuple):
+@dataclass(frozen=True)
+class Deep:
     """Any number of whole segments."""
 
 
-class Slice(NamedTuple):
+@dataclass(frozen=True)
+class Slice:
     """A numeric segment.
 
     Attributes:
