@@ -19,7 +19,6 @@ from torchkeep.init.parts import Index, draw_part, is_distributed, local_index
 from torchkeep.init.wholes import Order, TorchDefault, Whole
 from torchkeep.names import parent
 from torchkeep.tying.materializing import plan_materializing
-from torchkeep.tying.scratching import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -121,13 +120,13 @@ def _run_defaults(decision: Decision, only: Item | None = None) -> dict[str, Ten
         if isinstance(item.initializer, TorchDefault):
             groups.setdefault((id(item.module), parent(item.row.name)), []).append(item)
     values: dict[str, Tensor] = {}
-    scratch = Scratch(_tensors(decision) if groups else ())
+    others = _tensors(decision) if groups else []
     for (_, path), items in groups.items():
         if only is not None and only not in items:
             continue
         keys = {_key(decision, item): item.row.name for item in items}
         weights = [weight for weight in decision.computed if weight.module is items[0].module]
-        made = run_default(scratch, items[0].module, path, keys, seed=decision.seed, weights=weights)
+        made = run_default(items[0].module, path, keys, seed=decision.seed, others=others, weights=weights)
         values |= {keys[key]: value for key, value in made.items()}
     return values
 
@@ -198,7 +197,7 @@ def _jobs(
         if isinstance(initializer, Constant):
             tensor.fill_(initializer.value)
         elif (room := _flat_room(tensor)) is None:
-            elsewhere.append((item, tensor))
+            elsewhere.append((item, tensors[position]))
         else:
             assert isinstance(initializer, Elementwise)
             shape, dtype = item.shape, item.dtype
@@ -226,18 +225,19 @@ def _draw_elsewhere(item: Item, tensor: Tensor, key: bytes) -> None:
 
 
 def _copy_whole(tensor: Tensor, values: Tensor) -> None:
-    held, index = _held(tensor.detach())
+    held, index = _held(tensor)
     held.copy_(values[index])
 
 
 def _held(tensor: Tensor) -> tuple[Tensor, Index]:
-    """Return what this process holds of a tensor, and which part that is."""
-    distributed: Any = tensor
+    """Return what this process holds of a tensor, apart from autograd, and which part that is."""
     if not is_distributed(tensor):
-        return tensor, ...
+        return tensor.detach(), ...
+    distributed: Any = tensor
     index = local_index(distributed)
     assert index is not None
-    return distributed.to_local(), index
+    with torch.no_grad():
+        return distributed.to_local(), index
 
 
 def _is_wrapper(tensor: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torchkeep.errors import RuleError
 from torchkeep.names import join, parent
@@ -236,11 +237,12 @@ def _class_names(listed: parametrize.ParametrizationList) -> str:
 
 
 def _real_tensors(listed: parametrize.ParametrizationList) -> dict[int, object]:
-    """Make the memo with which deepcopy gives a copy on the CPU; what is on the meta device becomes NaN."""
+    """Make the memo with which deepcopy gives a copy on the CPU; what is elsewhere or sharded becomes NaN."""
     memo: dict[int, object] = {}
     for tensor in [*listed.parameters(), *listed.buffers()]:
-        if tensor.is_meta:
-            values = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        given: object = tensor
+        if tensor.is_meta or is_traceable_wrapper_subclass(given):
+            values = torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device="cpu")
             values.fill_(float("nan") if values.is_floating_point() or values.is_complex() else 0)
         else:
             values = tensor.detach().cpu().clone()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torchkeep.errors import RuleError
 from torchkeep.init.computed import plain_copy
@@ -23,16 +24,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchkeep.init.computed import Computed
-    from torchkeep.tying.scratching import Scratch
 
 
 def run_default(
-    scratch: Scratch,
     module: nn.Module,
     path: str,
     wanted: Iterable[str],
     *,
     seed: int,
+    others: Iterable[Tensor] = (),
     weights: Sequence[Computed] = (),
 ) -> dict[str, Tensor]:
     """Run a module's own reset method on a copy of it, on the CPU.
@@ -41,11 +41,11 @@ def run_default(
     generators, which are keyed meanwhile and then restored.
 
     Args:
-        scratch: makes the copy; the module is not touched.
-        module: has `reset_method`.
+        module: has `reset_method`; it is not touched.
         path: its canonical name.
         wanted: keys of the parameters and buffers that are claimed.
         seed: of the plan.
+        others: tensors of the model that a copy does without, wherever it refers to them.
         weights: its computed weights; the copy has plain parameters in their place.
 
     Returns:
@@ -59,7 +59,7 @@ def run_default(
     wanted = list(wanted)
     claimed = {id(module._parameters.get(key, module._buffers.get(key))) for key in wanted}  # noqa: SLF001
     try:
-        copied = scratch.copy(module, partial(_start, claimed=claimed))
+        copied = copy.deepcopy(module, _Memo(module, claimed, others))
         if weights:
             plain_copy(copied, weights)
         with (
@@ -81,13 +81,46 @@ def run_default(
     return values
 
 
-def _start(tensor: Tensor, claimed: set[int]) -> Tensor:
-    """Make what a copy starts from: the values of buffers that nobody claims, else what shows that it is unset."""
-    if tensor.is_meta or isinstance(tensor, nn.Parameter) or id(tensor) in claimed:
-        room = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        unset(room)
-        return room
-    return tensor.detach().cpu().clone()
+class _Memo(dict[int, Any]):
+    """What deepcopy asks for copies that are made already: here it finds one for every tensor of the model.
+
+    The module's own become plain tensors on the CPU, of global shape; the others, which the module refers to
+    through children or attributes, hold nothing, on the meta device.
+    """
+
+    def __init__(self, module: nn.Module, claimed: set[int], others: Iterable[Tensor]) -> None:
+        super().__init__()
+        own = [*module._parameters.values(), *module._buffers.values()]  # noqa: SLF001 - its own only, ties included
+        self._own = {id(tensor): tensor for tensor in own if tensor is not None}
+        self._others = {id(tensor): tensor for tensor in others}
+        self._claimed = claimed
+
+    def get(self, key: int, default: Any = None) -> Any:
+        """Return the copy of the object with that ``id``."""
+        if key not in self:
+            if key in self._own:
+                self[key] = self._start(self._own[key])
+            elif key in self._others:
+                self[key] = _dressed(self._others[key], _room(self._others[key], "meta"))
+        return super().get(key, default)
+
+    def _start(self, tensor: Tensor) -> Tensor:
+        """Make the values of buffers that nobody claims, and else what shows that it is unset."""
+        if is_lazy(tensor):
+            return tensor
+        if tensor.is_meta or isinstance(tensor, nn.Parameter) or id(tensor) in self._claimed:
+            room = _room(tensor, "cpu")
+            unset(room)
+            return _dressed(tensor, room)
+        return tensor.detach().cpu().clone()
+
+
+def _room(tensor: Tensor, device: str) -> Tensor:
+    return torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device=device)
+
+
+def _dressed(tensor: Tensor, values: Tensor) -> Tensor:
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
 def _value(module: nn.Module, key: str) -> Tensor:

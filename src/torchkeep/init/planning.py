@@ -16,6 +16,7 @@ from torchkeep.init.claiming import claim_rows, with_computed
 from torchkeep.init.computed import Computed, find_computed
 from torchkeep.init.fixed import Keep
 from torchkeep.init.initializers import Initializer, Subject
+from torchkeep.init.parts import is_distributed, local_index
 from torchkeep.init.wholes import TorchDefault
 from torchkeep.rows import Listing, Row
 from torchkeep.tables.claims import Claims, Rules, complaints, folded_names, raise_problems, split_rules
@@ -270,6 +271,8 @@ def _unwritable(found: Survey, item: Item) -> str | None:
         tensor = found.tensors[position]
         if tensor.is_inference():
             return "made in inference mode, which can't be filled outside of it; use a copy (tensor.clone())"
+        if is_distributed(tensor) and local_index(tensor) is None:
+            return "sharded in parts that are no rectangles: only Shard and Replicate can be filled"
         if tensor.layout != torch.strided:
             return f"{str(tensor.layout).removeprefix('torch.')} tensors can't be filled; use tk.init.keep()"
         if 0 in tensor.stride() and any(
