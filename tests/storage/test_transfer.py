@@ -1,0 +1,176 @@
+"""Bytes move in parallel, in groups, past the page cache where that is possible, and always to the right place."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchkeep.errors import DamageError
+from torchkeep.formats.digests import digest
+from torchkeep.storage import local
+from torchkeep.storage.buffers import PAGE, Buffer, aligned_part
+from torchkeep.storage.local import LOCAL
+from torchkeep.storage.transfer import Chunk, groups_of, read_chunks, write_chunks
+
+
+def chunks_over(sizes, start):
+    chunks = []
+    for number, size in enumerate(sizes):
+        chunks.append(Chunk(start, size, number, 0))
+        start += size
+    return chunks
+
+
+def moved(path, sizes, start):
+    """Write random bytes in chunks of these sizes, read them back into other memory, and return both."""
+    chunks = chunks_over(sizes, start)
+    total = sum(sizes)
+    given_bytes = random.Random(0).randbytes(total)  # noqa: S311 - no secret
+    source, target = Buffer(total), Buffer(total)
+    source.view[:total] = given_bytes
+
+    def give(chunk, address):
+        ctypes.memmove(address, source.address + chunk.start - start, chunk.nbytes)
+
+    def take(chunk, address):
+        ctypes.memmove(target.address + chunk.start - start, address, chunk.nbytes)
+
+    def check(chunk, view):
+        assert digest(view) == digests[chunk.tensor]
+
+    file = LOCAL.create(str(path), None)
+    digests = write_chunks(file, chunks, give)
+    file.close()
+    reader = LOCAL.open(str(path))
+    read_chunks(reader, chunks, take, check)
+    reader.close()
+    assert digests == [digest(source.view[c.start - start : c.start - start + c.nbytes]) for c in chunks]
+    return given_bytes, bytes(target.view[:total])
+
+
+SIZES = {
+    "nothing": ([], 0),
+    "one byte": ([1], 4096),
+    "small ones": ([7] * 5000, 4096),
+    "whole pages": ([8 * 2**20] * 3, 4096),
+    "odd ends": ([5_000_001, 3, 6_000_002, 4095, 4097], 4096),
+    "odd start": ([3_000_000, 3_000_000], 12_345),
+    "large and small": ([16 * 2**20, 1, 2, 16 * 2**20 - 1, 0, 5], 8192),
+}
+
+
+@pytest.mark.parametrize(("sizes", "start"), SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("how", ["direct", "refused at once", "refused when used", "short"])
+def test_every_byte_arrives_however_the_system_carries_it(tmp_path, monkeypatch, sizes, start, how):
+    """With direct I/O, without it, with a system that refuses it late, and with one that does half of it."""
+    if how == "refused at once":
+        monkeypatch.setattr(local, "_DIRECT", 0)
+    direct = set()
+    real = {name: getattr(os, name) for name in ("open", "pwrite", "preadv")}
+
+    def note(path, flags, mode=0o777):
+        descriptor = real["open"](path, flags, mode)
+        if flags & os.O_DIRECT:
+            direct.add(descriptor)
+        return descriptor
+
+    def pwrite(descriptor, data, offset):
+        if how == "refused when used" and descriptor in direct:
+            raise OSError(errno.EINVAL, "direct I/O is not for this file system")
+        return real["pwrite"](descriptor, data[: len(data) // 2 or 1] if how == "short" else data, offset)
+
+    def preadv(descriptor, buffers, offset, flags=0):
+        if how == "refused when used" and (descriptor in direct or flags):
+            raise OSError(errno.EOPNOTSUPP, "not for this file system")
+        if how == "short":
+            buffers = [buffers[0][: len(buffers[0]) // 2 or 1]]
+        return real["preadv"](descriptor, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "open", note)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "preadv", preadv)
+    sent, received = moved(tmp_path / "file", sizes, start)
+    assert received == sent
+    if sent:
+        assert (tmp_path / "file").read_bytes()[start:] == sent
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a tmpfs")  # noqa: S108
+def test_a_file_system_without_direct_io_is_written_and_read():
+    """A real tmpfs, which may refuse direct I/O, takes and gives the same bytes."""
+    path = Path("/dev/shm") / f"torchkeep-{os.getpid()}"  # noqa: S108
+    try:
+        sent, received = moved(path, [5_000_001, 6_000_000], 4096)
+    finally:
+        path.unlink()
+    assert received == sent
+
+
+def test_a_file_cut_short_while_it_is_read_is_damage(tmp_path):
+    """Reading beyond the end is an error that names the bytes, however they are carried."""
+    (tmp_path / "file").write_bytes(bytes(5_000_000))
+    reader = LOCAL.open(str(tmp_path / "file"))
+    os.truncate(tmp_path / "file", 4_100_000)
+    for start, length in ((0, 5_000_000), (4_500_000, 100)):
+        with pytest.raises(DamageError, match="4100000 bytes" if start == 0 else "cut short"):
+            reader.fill(start, Buffer(length), 0, length)
+    assert reader.has_changed()
+    reader.close()
+
+
+@given(st.integers(0, 3 * PAGE), st.integers(0, 5 * PAGE), st.integers(0, 2 * PAGE))
+def test_the_part_that_direct_io_carries_is_aligned_and_inside(start, length, begin):
+    """Position, address and length are multiples of a page, and nothing outside is touched."""
+    buffer = Buffer(8 * PAGE)
+    first, last = aligned_part(start, buffer, begin, begin + length)
+    assert begin <= first <= last <= begin + length
+    if first < last:
+        assert (start + first - begin) % PAGE == (last - first) % PAGE == (buffer.address + first) % PAGE == 0
+    elif (start - begin) % PAGE == 0:
+        assert length < 2 * PAGE  # where addresses suit, a whole page inside is always found
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9 * 2**20), st.integers(0, 100_000)), max_size=30),
+    st.sampled_from([0, 2**15]),
+)
+def test_groups_hold_every_chunk_once_in_order(pieces, gap):
+    """Groups are contiguous but for small gaps, bounded in size, and lose nothing."""
+    chunks, start = [], 0
+    for number, (size, hole) in enumerate(pieces):
+        chunks.append(Chunk(start, size, number, 0))
+        start += size + hole
+    groups = list(groups_of(chunks, gap=gap))
+    assert [chunk for group in groups for chunk in group.chunks] == chunks
+    assert [group.first for group in groups] == [group.chunks[0].tensor for group in groups]
+    for group in groups:
+        assert len(group.chunks) == 1 or group.stop - group.start <= 8 * 2**20
+        for before, after in zip(group.chunks, group.chunks[1:], strict=False):
+            assert after.start - before.start - before.nbytes <= gap
+
+
+def test_the_first_failure_in_the_order_of_the_file_is_raised_and_threads_end(tmp_path):
+    """Two threads may fail; the earlier chunk's error is told, and no thread is left working."""
+    chunks = chunks_over([8 * 2**20] * 6, 0)
+    (tmp_path / "file").write_bytes(bytes(48 * 2**20))
+    reader = LOCAL.open(str(tmp_path / "file"))
+    taken = []
+
+    def check(chunk, view):
+        del view
+        if chunk.tensor >= 2:
+            raise ValueError(chunk.tensor)
+
+    with pytest.raises(ValueError, match="2"):
+        read_chunks(reader, chunks, lambda chunk, _: taken.append(chunk.tensor), check)
+    reader.close()
+    assert sorted(taken) == [0, 1]
+    assert not [thread for thread in threading.enumerate() if thread.name == "torchkeep"]
