@@ -8,6 +8,7 @@ import struct
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
+from contextlib import closing, contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
@@ -17,6 +18,8 @@ from torch import nn
 from torch_files import FLOATS, proto, tensor, zipped
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import DamageError, FormatError, MissingFileError, StorageError
+from torchkeep.formats.pickles import open_pickled
+from torchkeep.storage.local import LOCAL
 from torchkeep.tensors.dtypes import torch_dtype
 from torchkeep.tensors.pickled import PickledReader, load_pickled
 
@@ -61,6 +64,12 @@ def assert_like_torch(path, **options):
     found = load_pickled(path)
     assert_same(found, torch.load(path, weights_only=True, map_location="cpu", **options))
     return found
+
+
+@contextmanager
+def reading(path, pickled=None):
+    with closing(LOCAL.open(str(path))) as file:
+        yield PickledReader(file, pickled)
 
 
 class Net(nn.Module):
@@ -261,7 +270,7 @@ def test_chosen_tensors_are_read_alone(tmp_path):
     """Only the storages of what is asked for are read, and what they share is shared."""
     weight = torch.arange(6.0)
     path = saved({"a": {"w": weight, "half": weight[3:]}, "b": torch.ones(1000)}, tmp_path / "x.pt")
-    with PickledReader(path) as reader:
+    with reading(path) as reader:
         found = reader.tensors(["a.half", "a.w"])
         assert list(found) == ["a.half", "a.w"]
         assert found["a.half"].data_ptr() == found["a.w"][3:].data_ptr()
@@ -272,7 +281,7 @@ def test_chosen_tensors_are_read_alone(tmp_path):
 
 def flipped(path, name):
     """Flip one bit in a tensor's storage, and return its byte range."""
-    with PickledReader(path) as reader:
+    with reading(path) as reader:
         extent = reader.pickled.extents[reader.pickled.tensors[name].storage.key]
     data = bytearray(path.read_bytes())
     data[extent.start + extent.nbytes - 1] ^= 0x10
@@ -288,7 +297,7 @@ def test_a_flipped_bit_is_found_by_the_checksum(tmp_path):
         load_pickled(path)
     error = caught.value
     assert (error.tensor, error.file, error.start, error.stop) == ("b", str(path), start, stop)
-    with PickledReader(path) as reader:
+    with reading(path) as reader:
         assert torch.equal(reader.tensors(["a"])["a"], torch.ones(3))
     assert load_pickled(path, verify=False)["b"].count_nonzero() == 1
 
@@ -314,11 +323,27 @@ def test_a_file_cut_short_is_refused(tmp_path):
 def test_a_file_changed_while_it_is_read_is_refused(tmp_path):
     """What was described is compared with what is there after the tensors have been read."""
     path = saved({"a": torch.ones(300)}, tmp_path / "x.pt", new=False)
-    with PickledReader(path) as reader:
+    with reading(path) as reader:
         with path.open("ab") as file:
             file.write(b"more")
-        with pytest.raises(DamageError, match="changed while it was read"):
+        with pytest.raises(FormatError, match="changed after it was opened"):
             reader.value()
+
+
+@FORMATS
+def test_a_file_replaced_since_it_was_described_is_refused(tmp_path, new):
+    """A description is used again only for the file that it describes; the values of tensors may have changed."""
+    path = saved({"a": torch.ones(300)}, tmp_path / "x.pt", new)
+    pickled = open_pickled(path)
+    with reading(path, pickled) as reader:
+        assert reader.pickled is pickled
+        assert torch.equal(reader.tensors(["a"])["a"], torch.ones(300))
+    saved({"b": torch.ones(300)}, path, new)
+    with pytest.raises(FormatError, match="changed after it was opened"), reading(path, pickled):
+        pass
+    path.write_bytes(b"short")
+    with pytest.raises(FormatError, match="changed after it was opened"), reading(path, pickled):
+        pass
 
 
 def test_missing_files_and_directories_are_named(tmp_path):

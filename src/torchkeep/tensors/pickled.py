@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter, OrderedDict
+from contextlib import closing
 from ctypes import memmove
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 import torch
@@ -19,12 +20,15 @@ from torchkeep.formats.pickles.checksums import joined_crc
 from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef
 from torchkeep.storage.local import LOCAL
 from torchkeep.storage.transfer import Chunk, read_chunks
+from torchkeep.tensors.copying import empty
 from torchkeep.tensors.dtypes import torch_dtype
+from torchkeep.tensors.reading import changed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torchkeep.formats.pickles import Pickled
+    from torchkeep.storage.base import ReadableFile
 
 _CHUNK: Final = 8 * 1024 * 1024
 
@@ -41,47 +45,55 @@ def load_pickled(path: str | os.PathLike[str], *, verify: bool = True, device: s
         device: where the tensors go, whatever device they were saved from; those on the meta device stay there.
 
     Raises:
-        FormatError: it is no such file, or it holds what is not read.
+        FormatError: it is no such file, it holds what is not read, or it was changed while it was read.
         UnsafeFileError: it asks for something to be imported, called or changed; nothing was.
-        DamageError: it is cut short, a checksum differs, or it was changed while it was read.
+        DamageError: it is cut short, or a checksum differs.
         MissingFileError: there is no such file.
         StorageError: the file can't be read.
     """
-    with PickledReader(path, verify=verify, device=device) as reader:
-        return reader.value()
+    with closing(LOCAL.open(os.fspath(path))) as file:
+        return PickledReader(file, verify=verify, device=device).value()
 
 
 class PickledReader:
-    """A file of torch.save, opened to read tensors of it; raises what `load_pickled` does.
+    """Reads tensors of an open file of torch.save; raises what `load_pickled` does.
+
+    Args:
+        file: the file.
+        pickled: what it holds, where that has been described before; the file is looked at whether it still does.
+        verify: compare what is read with the checksums in the file, where it has any.
+        device: where the tensors go.
 
     Attributes:
         pickled: what it holds, described.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, verify: bool = True, device: str | torch.device = "cpu"
+        self,
+        file: ReadableFile,
+        pickled: Pickled | None = None,
+        *,
+        verify: bool = True,
+        device: str | torch.device = "cpu",
     ) -> None:
+        if pickled is not None and not pickled.describes(file):
+            raise changed(file.path)
+        self.pickled = pickled or pickled_of(file)
+        self._file = file
         self._verify = verify
         self._device = torch.device(device)
         self._storages: dict[str, torch.UntypedStorage] = {}
         self._tensors: dict[object, torch.Tensor] = {}
-        self._file = LOCAL.open(os.fspath(path))
-        try:
-            self.pickled: Pickled = pickled_of(self._file)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def value(self) -> Any:
         """Return what was saved."""
         self._read(self.pickled.references())
         return _Making(self).value(self.pickled.root)
+
+    def item(self, key: str) -> Any:
+        """Return what was saved under a key, when a mapping was saved."""
+        self._read(self.pickled.references())
+        return _Making(self).value(self.pickled.root[key])
 
     def tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Return the tensors of those names; of a tie, any name will do."""
@@ -91,18 +103,17 @@ class PickledReader:
 
     def tensor(self, described: TensorRef) -> torch.Tensor:
         """Return the tensor that is described, once its storage has been read."""
-        key = described.identity, described.parameter, described.requires_grad
-        found = self._tensors.get(key)
+        found = self._tensors.get(described.identity)
         if found is None:
-            found = self._tensors[key] = self._made(described)
+            found = self._tensors[described.identity] = self._made(described)
         return found
 
     def _made(self, described: TensorRef) -> torch.Tensor:
         dtype = self.dtype(described.dtype)
         if described.storage is None:
-            made = torch.empty_strided(described.shape, described.stride, dtype=dtype, device="meta")
+            made = empty(described.shape, dtype, "meta", described.stride)
         else:
-            made = torch.empty(0, dtype=dtype, device=self._device)
+            made = empty((0,), dtype, self._device)
             offset = described.start // dtype.itemsize
             made.set_(self._storages[described.storage.key], offset, described.shape, described.stride)
         if described.conj:
@@ -138,11 +149,11 @@ class PickledReader:
             extent = extents[key]
             if crc is not None and extent.crc not in {None, crc}:
                 stop = extent.start + extent.nbytes
-                raise self._damaged(self._user(key), extent.start, stop, "its checksum differs")
+                raise self._damaged(self._user(key), extent.start, stop)
             ordered = place if self.pickled.byte_order == "little" else self._swapped(place, key, users[key])
             self._storages[key] = ordered.to(self._device).untyped_storage()
         if self._file.has_changed():
-            raise self._damaged("", 0, self._file.size, "it was changed while it was read")
+            raise changed(self._file.path)
 
     def _allocated(self, sizes: list[int]) -> list[torch.Tensor]:
         try:
@@ -194,9 +205,11 @@ class PickledReader:
         unit = DTYPES[kept].itemsize // (2 if kept.startswith("complex") else 1)
         return memory.view(-1, unit).flip(1).contiguous().view(-1)
 
-    def _damaged(self, name: str, start: int, stop: int, why: str) -> DamageError:
-        what = f"tensor {name!r} in {self.pickled.path!r}" if name else f"{self.pickled.path!r}"
-        error = DamageError(f"{what} (bytes {start} to {stop}) is damaged: {why}; copy or write the file again")
+    def _damaged(self, name: str, start: int, stop: int) -> DamageError:
+        error = DamageError(
+            f"tensor {name!r} in {self.pickled.path!r} is damaged: bytes {start} to {stop} of the file are not "
+            "what was written (their checksum differs); take the file from a copy"
+        )
         error.tensor, error.file, error.start, error.stop = name, self.pickled.path, start, stop
         return error
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+import torchkeep
 from torch_files import FLOATS, OLD, legacy, named, proto, storage, tensor, text, zipped
 from torchkeep.errors import FormatError
-from torchkeep.formats.pickles import HEAD, is_pickled, open_pickled, pickled_listing
+from torchkeep.formats.kinds import HEAD, is_pickled
+from torchkeep.formats.pickles import open_pickled, pickled_listing
 from torchkeep.formats.pickles.objects import Device, Dtype, Ordered, Size, TensorRef
 from torchkeep.rows import Row
 
@@ -48,10 +50,26 @@ def test_names_are_the_keys_on_the_way(tmp_path, new):
 
 def test_names_that_collide_are_told_apart(tmp_path):
     """Two tensors never share a row because their keys join to one name."""
-    value = {"a.b": torch.ones(1), "a": {"b": torch.ones(2)}, "a.b.2": torch.ones(3)}
+    value = {
+        "a.b": torch.ones(1),
+        "a": {"b": torch.ones(2)},
+        "a.b#2": torch.ones(3),
+        "__metadata__": torch.ones(4),
+    }
     listing = pickled_listing(save(value, tmp_path / "a.pt", new=True))
-    assert sorted(row.shape for row in listing.rows) == [(1,), (2,), (3,)]
-    assert len({row.name for row in listing.rows}) == 3
+    assert [row.shape for row in listing.rows] == [(1,), (2,), (3,), (4,)]
+    torchkeep.save([value], tmp_path / "a.safetensors")
+    kept = torchkeep.params(tmp_path / "a.safetensors").names()
+    assert [f"0.{row.name}" for row in listing.rows[:3]] == list(kept[:3])
+
+
+def test_a_single_tensor_is_named_as_save_names_it(tmp_path):
+    """What has no key has the name that it would have in a file of this library's own."""
+    path = save(torch.ones(2), tmp_path / "a.pt", new=True)
+    torchkeep.save(torch.ones(2), tmp_path / "a.safetensors")
+    assert [row.name for row in pickled_listing(path).rows] == list(
+        torchkeep.params(tmp_path / "a.safetensors").names()
+    )
 
 
 @pytest.mark.parametrize("new", FORMATS, ids=["zip", "legacy"])

@@ -7,9 +7,11 @@ containers and plain values. docs/pytorch-files.md says what is read and what is
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import FormatError
+from torchkeep.formats.digests import digest
+from torchkeep.formats.kinds import HEAD, is_pickled, is_tar
 from torchkeep.formats.opening import FileReader
 from torchkeep.formats.pickles.legacy import parse_legacy
 from torchkeep.formats.pickles.naming import named_tensors
@@ -22,27 +24,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from torchkeep.formats.opening import Readable
     from torchkeep.formats.pickles.objects import Extent, TensorRef
     from torchkeep.formats.pickles.program import Parsed
-
-HEAD: Final = 512
-"""How many of a file's first bytes `is_pickled` wants to see."""
-
-
-def is_pickled(head: bytes) -> bool:
-    """Tell from a file's first bytes (`HEAD` of them, or all) whether it is one that torch.save may have written.
-
-    That is a zip archive, a pickle, or a tar archive; the name of the file says nothing.
-    """
-    return head[8:9] != b"{" and (
-        head.startswith(b"PK\x03\x04")
-        or (head[:1] == b"\x80" and head[1:2] in b"\x00\x01\x02\x03\x04\x05")
-        or _is_tar(head)
-    )
-
-
-def _is_tar(head: bytes) -> bool:
-    return head[257:262] == b"ustar"
 
 
 class Pickled:
@@ -56,19 +40,29 @@ class Pickled:
         byte_order: ``"little"`` or ``"big"``: of the numbers in the storages.
         container: ``"zip"``, or ``"legacy"`` for the format from before PyTorch 1.6.
         left_out: names of attributes of tensors that are not read.
+        seal: a digest of all that this was read from.
 
     Raises:
         FormatError: it contains itself, is nested too deeply, or holds what is no value.
     """
 
-    def __init__(self, path: str, parsed: Parsed) -> None:
-        self.path = path
-        self._bearing = check(parsed.root, path)
+    def __init__(self, file: Readable, parsed: Parsed) -> None:
+        self.path = file.path
+        self._bearing = check(parsed.root, file.path)
+        self._read = parsed.read
+        self.seal = self._sealed(file)
         self.root: Any = parsed.root
         self.extents: Mapping[str, Extent] = parsed.extents
         self.byte_order = parsed.byte_order
         self.container = parsed.container
         self.left_out = parsed.left_out
+
+    def describes(self, file: Readable) -> bool:
+        """Tell whether an open file still is what this was read from, as far as it was read."""
+        return file.size >= max(stop for _, stop in self._read) and self._sealed(file) == self.seal
+
+    def _sealed(self, file: Readable) -> bytes:
+        return digest(b"".join(file.read(start, stop - start) for start, stop in self._read))
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorRef]:
@@ -108,10 +102,10 @@ def open_pickled(path: str | os.PathLike[str]) -> Pickled:
         return pickled_of(file)
 
 
-def pickled_of(file: FileReader) -> Pickled:
+def pickled_of(file: Readable) -> Pickled:
     """Describe what an open file holds; raises what `open_pickled` does."""
     head = file.read(0, min(file.size, HEAD))
-    if _is_tar(head):
+    if is_tar(head):
         raise FormatError(
             f"{file.path!r} is a tar archive, as PyTorch wrote before version 0.1.10 (2017), which is not read; "
             "load it with torch.load(path, weights_only=False), if you trust where it came from, and save it again"
@@ -119,7 +113,7 @@ def pickled_of(file: FileReader) -> Pickled:
     if not is_pickled(head):
         raise FormatError(f"{file.path!r} is no file of torch.save: it is neither a zip archive nor a pickle")
     parsed = parse_zip(file) if head.startswith(b"PK") else parse_legacy(file)
-    return Pickled(file.path, parsed)
+    return Pickled(file, parsed)
 
 
 def pickled_listing(path: str | os.PathLike[str]) -> Listing:

@@ -18,7 +18,7 @@ from torchkeep.formats.pickles.opcodes import HANDLERS
 from torchkeep.formats.pickles.program import MAX_PROGRAM, Parsed, budget, storage_numel
 
 if TYPE_CHECKING:
-    from torchkeep.formats.opening import FileReader
+    from torchkeep.formats.opening import Readable
 
 MAGIC: Final = 0x1950A86A20F9469CFC6C
 _VERSION: Final = 1001
@@ -27,7 +27,7 @@ _GROWTH: Final = 8
 _COUNT_BYTES: Final = 8
 
 
-def parse_legacy(file: FileReader) -> Parsed:
+def parse_legacy(file: Readable) -> Parsed:
     """Describe what a file of an old torch.save holds.
 
     Raises:
@@ -57,10 +57,10 @@ def parse_legacy(file: FileReader) -> Parsed:
             window = min(file.size, window * _GROWTH, MAX_PROGRAM)
             continue
         extents = storages.locate(file, machine, keys)
-        return Parsed(root, extents, "little", tuple(sorted(notes)), "legacy")
+        return Parsed(root, extents, "little", tuple(sorted(notes)), ((0, machine.at),), "legacy")
 
 
-def _cut_short(file: FileReader) -> DamageError:
+def _cut_short(file: Readable) -> DamageError:
     error = DamageError(
         f"{file.path!r} is cut short: its {file.size} bytes end within the pickle; copy or write it again"
     )
@@ -68,12 +68,12 @@ def _cut_short(file: FileReader) -> DamageError:
     return error
 
 
-def _next(file: FileReader, data: bytes, at: int, storages: _Storages | None = None) -> Machine:
+def _next(file: Readable, data: bytes, at: int, storages: _Storages | None = None) -> Machine:
     resolve = None if storages is None else storages.resolve
     return Machine(data, at=at, path=file.path, base=0, budget=budget(len(data)), resolve=resolve)
 
 
-def _header(file: FileReader, data: bytes) -> Machine:
+def _header(file: Readable, data: bytes) -> Machine:
     """Read the three pickles before the value's, and return the machine that read the last."""
     machine = _next(file, data, 0)
     magic = machine.run(HANDLERS)
@@ -113,7 +113,7 @@ class _Storages:
             raise m.malformed(f"says two different things of the storage {key!r}")
         return known if view is None else _part(m, known, view)
 
-    def locate(self, file: FileReader, m: Machine, keys: object) -> dict[str, Extent]:
+    def locate(self, file: Readable, m: Machine, keys: object) -> dict[str, Extent]:
         """Find the bytes of each storage after the pickles, the last of which ``m`` has read."""
         if type(keys) is not list or any(type(key) is not str for key in keys):
             raise m.malformed("has keys of storages that are no texts")

@@ -8,6 +8,7 @@ from torchkeep.errors import FormatError
 from torchkeep.formats.paths import ROOT, Path
 from torchkeep.formats.pickles.objects import TensorRef
 from torchkeep.formats.pickles.soundness import MAPPINGS
+from torchkeep.formats.safetensors import METADATA_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -24,8 +25,8 @@ _FREE: Final = 1 << 16
 def named_tensors(root: Any, bearing: Mapping[int, Walk], path: str) -> dict[str, TensorRef]:
     """Return the tensors in a value without circles, by name, in order.
 
-    A name is made of the keys and indices on the way, joined by dots. Where that gives two tensors one name, the
-    later one is told apart by a number.
+    A name is made of the keys and indices on the way, joined by dots, as `torchkeep.save` would name it. Where
+    that gives two tensors one name, the later one is told apart by a number.
 
     Args:
         root: the value.
@@ -36,7 +37,7 @@ def named_tensors(root: Any, bearing: Mapping[int, Walk], path: str) -> dict[str
         FormatError: shared parts of the value occur so often that the names don't end.
     """
     if type(root) is TensorRef:
-        return {ROOT.name: root}
+        return {"tensor": root}
     if id(root) not in bearing:
         return {}
     # A few containers that share each other can stand for billions of places.
@@ -48,9 +49,9 @@ def named_tensors(root: Any, bearing: Mapping[int, Walk], path: str) -> dict[str
     length = 0
     for place, tensor in _walk(root, bearing):
         plain = name = place.name
-        while name in named:
+        while name in named or name == METADATA_KEY:
             doubles[plain] = doubles.get(plain, 1) + 1
-            name = f"{plain}.{doubles[plain]}"
+            name = f"{plain}#{doubles[plain]}"
         length += len(name)
         if length > MAX_TEXT:
             raise _endless(path)

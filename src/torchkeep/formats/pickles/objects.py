@@ -89,12 +89,13 @@ class TensorRef(Struct, eq=False):
 
     @property
     def identity(self) -> object:
-        """A key that is equal for references to one and the same elements: a tie."""
+        """A key that is equal for references to one tensor: the same elements, and told apart by nothing else."""
         if self.storage is None:
             return id(self)
         # The stride of a dimension of size 1 is never used, so it tells nothing apart.
         steps = tuple(step if size > 1 else 0 for size, step in zip(self.shape, self.stride, strict=True))
-        return self.storage.key, self.dtype, self.start, self.shape, steps, self.conj, self.neg
+        place = self.storage.key, self.start, self.dtype, self.shape, steps
+        return place, self.conj, self.neg, self.parameter, self.requires_grad
 
 
 class Ordered(dict[Any, Any]):

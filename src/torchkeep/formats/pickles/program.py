@@ -26,6 +26,7 @@ class Parsed(Struct, frozen=True):
         extents: where the bytes of each storage are, by key.
         byte_order: of the numbers in the storages.
         left_out: names of attributes of tensors that are not read, sorted.
+        read: first bytes, and one past the last, of what this was read from.
         container: ``"zip"``, or ``"legacy"`` for the format from before PyTorch 1.6.
     """
 
@@ -33,6 +34,7 @@ class Parsed(Struct, frozen=True):
     extents: dict[str, Extent]
     byte_order: Literal["little", "big"]
     left_out: tuple[str, ...]
+    read: tuple[tuple[int, int], ...]
     container: Literal["zip", "legacy"]
 
 

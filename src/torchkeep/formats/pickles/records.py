@@ -17,7 +17,7 @@ from torchkeep.errors import FormatError
 from torchkeep.formats.pickles.objects import Extent
 
 if TYPE_CHECKING:
-    from torchkeep.formats.opening import FileReader
+    from torchkeep.formats.opening import Readable
 
 _END: Final = struct.Struct("<4s4H2IH")
 _END64: Final = struct.Struct("<4sQ2H2I4Q")
@@ -67,7 +67,7 @@ class Directory(Struct, frozen=True):
     start: int
 
 
-def read_directory(file: FileReader) -> Directory:
+def read_directory(file: Readable) -> Directory:
     """Read an archive's directory.
 
     Raises:
@@ -90,7 +90,7 @@ def read_directory(file: FileReader) -> Directory:
     return Directory(records, start)
 
 
-def locate(file: FileReader, directory: Directory) -> dict[str, Extent]:
+def locate(file: Readable, directory: Directory) -> dict[str, Extent]:
     """Return where the bytes of all records are, by name.
 
     Raises:
@@ -115,7 +115,7 @@ def locate(file: FileReader, directory: Directory) -> dict[str, Extent]:
     return extents
 
 
-def _place(file: FileReader) -> tuple[int, int, int]:
+def _place(file: Readable) -> tuple[int, int, int]:
     """Return how many records there are, and the first byte and the size of the directory."""
     start = max(0, file.size - _END.size - _MAX_COMMENT)
     tail = file.read(start, file.size - start)
@@ -143,7 +143,7 @@ def _place(file: FileReader) -> tuple[int, int, int]:
     return count, directory, size
 
 
-def _wide_place(file: FileReader, locator: bytes, end: int) -> tuple[int, list[int]]:
+def _wide_place(file: Readable, locator: bytes, end: int) -> tuple[int, list[int]]:
     """Return where the wide end of the directory is, and the four numbers in it."""
     _, disk, at, disks = _LOCATOR.unpack(locator)
     if disk == 0 and disks <= 1 and at + _END64.size <= end:
@@ -153,7 +153,7 @@ def _wide_place(file: FileReader, locator: bytes, end: int) -> tuple[int, list[i
     raise _bad(file, "has a directory that is not where it says")
 
 
-def _entry(file: FileReader, directory: bytes, at: int) -> tuple[Record, int]:
+def _entry(file: Readable, directory: bytes, at: int) -> tuple[Record, int]:
     """Return the record that the directory's entry at ``at`` describes, and where the next entry is."""
     begin = at + _CENTRAL.size
     if begin > len(directory):
@@ -171,7 +171,7 @@ def _entry(file: FileReader, directory: bytes, at: int) -> tuple[Record, int]:
     return Record(name, header, size, crc or None, bool(method) or packed != size), stop
 
 
-def _name(file: FileReader, raw: bytes, flags: int) -> str:
+def _name(file: Readable, raw: bytes, flags: int) -> str:
     try:
         name = raw.decode("utf-8" if flags & _UTF8 else "ascii")
     except UnicodeDecodeError as cause:
@@ -181,7 +181,7 @@ def _name(file: FileReader, raw: bytes, flags: int) -> str:
     return name
 
 
-def _wide_sizes(file: FileReader, name: str, extra: bytes, narrow: tuple[int, int, int]) -> list[int]:
+def _wide_sizes(file: Readable, name: str, extra: bytes, narrow: tuple[int, int, int]) -> list[int]:
     """Return the size, the packed size and the header's place; those beyond 32 bits are in the extra field."""
     at = 0
     while at + 4 <= len(extra):
@@ -196,7 +196,7 @@ def _wide_sizes(file: FileReader, name: str, extra: bytes, narrow: tuple[int, in
     raise _bad(file, f"does not say where the record {name!r} is")
 
 
-def _located(file: FileReader, record: Record) -> Extent:
+def _located(file: Readable, record: Record) -> Extent:
     """Return where a record's bytes are, after its own header has been compared with the directory's entry."""
     raw = record.name.encode()
     length = _LOCAL.size + len(raw)
@@ -217,5 +217,5 @@ def _located(file: FileReader, record: Record) -> Extent:
     return Extent(start, record.nbytes, record.crc)
 
 
-def _bad(file: FileReader, problem: str) -> FormatError:
+def _bad(file: Readable, problem: str) -> FormatError:
     return FormatError(f"the zip archive {file.path!r} {problem}; it is damaged, or not written by torch.save")

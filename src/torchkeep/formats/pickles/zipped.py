@@ -14,7 +14,7 @@ from torchkeep.formats.pickles.program import MAX_PROGRAM, Parsed, budget, stora
 from torchkeep.formats.pickles.records import locate, read_directory
 
 if TYPE_CHECKING:
-    from torchkeep.formats.opening import FileReader
+    from torchkeep.formats.opening import Readable
     from torchkeep.formats.pickles.records import Record
 
 _PROGRAM: Final = "data.pkl"
@@ -23,7 +23,7 @@ _LAST_VERSION: Final = 10
 _SMALL: Final = 64
 
 
-def parse_zip(file: FileReader) -> Parsed:
+def parse_zip(file: Readable) -> Parsed:
     """Describe what a file of torch.save holds.
 
     Raises:
@@ -60,7 +60,8 @@ def parse_zip(file: FileReader) -> Parsed:
         raise machine.malformed("ends before it is complete") from cause
     if machine.at != len(program):
         raise machine.malformed("goes on after its end")
-    return Parsed(root, storages.extents, order, tuple(sorted(machine.notes)), "zip")
+    read = ((record.start, record.start + record.nbytes), (directory.start, file.size))
+    return Parsed(root, storages.extents, order, tuple(sorted(machine.notes)), read, "zip")
 
 
 class _Storages:
@@ -87,7 +88,7 @@ class _Storages:
         return found
 
 
-def _folder(file: FileReader, records: dict[str, Record]) -> str:
+def _folder(file: Readable, records: dict[str, Record]) -> str:
     """Return the folder that the file's records are in, with its slash."""
     found = [
         name.removesuffix(_PROGRAM) for name in records if name.endswith("/" + _PROGRAM) and name.count("/") == 1
@@ -111,7 +112,7 @@ def _folder(file: FileReader, records: dict[str, Record]) -> str:
     return folder
 
 
-def _check_version(file: FileReader, records: dict[str, Extent], folder: str) -> None:
+def _check_version(file: Readable, records: dict[str, Extent], folder: str) -> None:
     text = _small(file, records, folder + "version")
     if text is None:
         return
@@ -123,7 +124,7 @@ def _check_version(file: FileReader, records: dict[str, Extent], folder: str) ->
         )
 
 
-def _byte_order(file: FileReader, records: dict[str, Extent], folder: str) -> Literal["little", "big"]:
+def _byte_order(file: Readable, records: dict[str, Extent], folder: str) -> Literal["little", "big"]:
     text = _small(file, records, folder + "byteorder")
     if text in {None, b"little"}:
         return "little"
@@ -132,7 +133,7 @@ def _byte_order(file: FileReader, records: dict[str, Extent], folder: str) -> Li
     raise FormatError(f"{file.path!r} has numbers in the byte order {text!r}, and 'little' or 'big' is expected")
 
 
-def _small(file: FileReader, records: dict[str, Extent], name: str) -> bytes | None:
+def _small(file: Readable, records: dict[str, Extent], name: str) -> bytes | None:
     record = records.get(name)
     if record is None:
         return None
