@@ -9,6 +9,7 @@ from scipy import stats
 from torch import nn
 
 from drawing_help import drawn
+from stable_ids import stable
 from torchkeep.init.distributions import BLOCK, Normal, Truncated, Uniform
 
 N = 200_000
@@ -35,7 +36,7 @@ def from_torch(fill):
         ),
         (Truncated(0, 0.02, -2, 2), lambda t: nn.init.trunc_normal_(t, 0, 0.02), stats.norm(0, 0.02)),
     ],
-    ids=str,
+    ids=stable,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_follow_the_distribution_of_torch(distribution, fill, exact, dtype):
@@ -133,7 +134,7 @@ def test_truncation_in_float32_stays_within_the_bounds(left, right):
         Truncated(1e300, 1, -1, 1),
         Truncated(0, 1e300, -1, 1),
     ],
-    ids=str,
+    ids=stable,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_absurd_truncations_end_within_their_bounds(distribution, dtype):

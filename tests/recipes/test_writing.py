@@ -25,6 +25,7 @@ from recipe_blocks import (
     Unregistered,
     UnregisteredChild,
 )
+from stable_ids import stable
 from torchkeep.errors import RecipeError
 from torchkeep.recipes import try_recipe
 from torchkeep.tables.survey import survey
@@ -246,7 +247,7 @@ def test_a_given_module_that_was_replaced_is_described_as_it_is():
         Config(8, mode=Mode.MEAN),
         [Config(), {"inner": Config(1)}],
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_arguments_of_every_kind_come_back(value):
     """Equal, and of the same type, also inside containers; nothing of the user's is taken for a module."""
