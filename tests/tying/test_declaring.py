@@ -110,6 +110,15 @@ def test_two_parameters_over_one_storage_become_one_object():
     assert net["head"].weight is net["embed"].weight
 
 
+def test_other_parameters_over_the_owners_storage_stay_their_own():
+    """Only the names that are given become the owner's object; the third keeps its own gradient."""
+    net = nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in "abc"})
+    net["b"].data = net["c"].data = net["a"].data
+    assert tie(net, "a", "b") == TieGroup("a", ("b", "c"), "storage")
+    assert net["b"] is net["a"]
+    assert net["c"] is not net["a"]
+
+
 def test_a_recurrent_layer_runs_with_the_tied_weight():
     """cuDNN-style layers keep a list of their weights; it must hold the owner's too."""
     net = nn.ModuleDict({"a": nn.LSTM(3, 3), "b": nn.LSTM(3, 3)})

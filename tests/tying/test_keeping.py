@@ -288,6 +288,31 @@ def test_converting_one_place_converts_the_tie(make, index, overwrite):
     assert torch.equal(net[0].weight.float(), values)
 
 
+@pytest.mark.parametrize("index", [0, 2])
+@pytest.mark.parametrize("make", [shared_parameter, shared_storage])
+def test_values_win_over_the_meta_device(make, index):
+    """One place that is sent to the meta device alone takes no values away from the tie."""
+    net = make()
+    values = net[0].weight.detach().clone()
+    with keeping_ties(net):
+        net[index].to("meta")
+    assert torch.equal(net[0].weight, values)
+    assert torch.equal(net[2].weight, values)
+    assert len(ties(net)) == 1
+
+
+def test_a_gradient_that_no_longer_fits_goes():
+    """Of two Parameters over one storage, only one was converted: the other's gradient is of the old dtype."""
+    net = shared_storage()
+    net(torch.rand(8, 4)).sum().backward()
+    gradient = net[2].weight.grad.clone()
+    with keeping_ties(net):
+        net[2].double()
+    assert net[0].weight.dtype == torch.float64
+    assert net[0].weight.grad is None
+    assert torch.equal(net[2].weight.grad, gradient.double())
+
+
 def test_places_converted_differently_are_an_error():
     """Half here and bfloat16 there can't be one tensor."""
     net = shared_parameter()
