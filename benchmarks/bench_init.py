@@ -51,9 +51,7 @@ def large(pairs):
         ),
     ]
     threads = torch.get_num_threads()
-    print(
-        f"{weight.numel():,} float32 elements, {threads} threads, torch {torch.__version__}, median of {pairs} pairs"
-    )
+    print(f"{weight.numel():,} float32 elements, {threads} threads, {pairs} pairs, torch {torch.__version__}")
     print(f"{'':24}{'torch.nn.init':>16}{'torchkeep':>16}{'ratio':>8}{'target':>8}")
     for title, target, initializer, theirs in cases:
         plan = tk.init.plan(net, {"weight": initializer})

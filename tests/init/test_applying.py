@@ -274,6 +274,20 @@ def test_custom_functions_that_use_global_generators_are_keyed_too():
     assert torch.equal(one.weight, other.weight)
 
 
+def test_inference_mode_is_no_obstacle():
+    """Drawing under torch.inference_mode, for a model made in it too, gives the same values, in threads too."""
+    rules = {"**": init.trunc_normal(), "bias": init.torch_default()}
+    net = nn.Linear(500, 600)
+    plan = tk.initialize(net, rules)
+    with torch.inference_mode():
+        inside = nn.Linear(500, 600)
+        tk.initialize(inside, rules)
+        assert torch.equal(plan.values("weight"), net.weight)
+        plan.apply()
+    assert torch.equal(inside.weight, net.weight)
+    assert torch.equal(inside.bias, net.bias)
+
+
 def test_a_plan_can_be_applied_again_and_to_copies():
     """Applying twice gives the same; a deepcopy gets the same values by its own plan."""
     net = make_net()

@@ -272,6 +272,24 @@ def test_scalars_are_drawn():
 
 def test_a_uniform_wider_than_the_dtype_is_refused():
     """Torch's uniform can't draw from an interval longer than the greatest float."""
-    with pytest.raises(tk.TorchkeepError, match="wider than float32; bring the bounds in"):
+    with pytest.raises(tk.TorchkeepError, match=r"reaches beyond float32, which ends at 3\.4e\+38; bring it in"):
         filled(tk.init.uniform(-3e38, 3e38), 4)
     assert filled(tk.init.uniform(-3e38, 3e38), 4, dtype=torch.float64).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        tk.init.normal(0, 30_000),
+        tk.init.normal(70_000, 1),
+        tk.init.uniform(0, 70_000),
+        tk.init.trunc_normal(0, 30_000, 0, math.inf),
+        tk.init.xavier_normal(1e5),
+    ],
+    ids=str,
+)
+def test_draws_that_the_dtype_can_not_hold_are_refused(initializer):
+    """Nothing becomes infinite by rounding into float16; float32 holds it."""
+    with pytest.raises(tk.TorchkeepError, match="reaches beyond float16"):
+        filled(initializer, 8, 8, dtype=torch.float16)
+    assert filled(initializer, 8, 8).isfinite().all()

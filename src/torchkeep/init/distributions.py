@@ -24,6 +24,8 @@ BLOCK: Final = 1 << 14
 _ROOT2: Final = math.sqrt(2)
 _UNBOUNDED: Final = 6.0
 """Box-Muller on 24-bit uniforms never goes further out than 5.77 standard deviations."""
+_FURTHEST: Final = 9.0
+"""No draw of any precision goes further out than this many standard deviations."""
 _SURE: Final = math.nextafter(1.0, 0.0)
 """The highest value of the error function whose inverse is finite."""
 _FARTHEST: Final = 1e100
@@ -84,6 +86,10 @@ class Distribution(Protocol):
     def deviation(self) -> float:
         """The expected standard deviation of the values."""
 
+    @property
+    def reach(self) -> float:
+        """The greatest absolute value that is ever drawn, or somewhat more."""
+
     def fill(self, out: torch.Tensor, desk: Desk) -> None:
         """Draw values from the desk's stream.
 
@@ -105,6 +111,11 @@ class Normal:
         """The expected standard deviation of the values."""
         return self.std
 
+    @property
+    def reach(self) -> float:
+        """The greatest absolute value that is ever drawn, or somewhat more."""
+        return abs(self.mean) + _FURTHEST * self.std
+
     def fill(self, out: torch.Tensor, desk: Desk) -> None:
         """Draw values; see `Distribution.fill`."""
         out.normal_(self.mean, self.std, generator=desk.stream.generator)
@@ -121,6 +132,11 @@ class Uniform:
     def deviation(self) -> float:
         """The expected standard deviation of the values."""
         return (self.high - self.low) / math.sqrt(12)
+
+    @property
+    def reach(self) -> float:
+        """The greatest absolute value that is ever drawn, or somewhat more."""
+        return max(abs(self.low), abs(self.high), self.high - self.low)
 
     def fill(self, out: torch.Tensor, desk: Desk) -> None:
         """Draw values; see `Distribution.fill`."""
@@ -145,6 +161,14 @@ class Truncated:
     def deviation(self) -> float:
         """The expected standard deviation of the values."""
         return self.std * _truncated_deviation(*self._bounds)
+
+    @property
+    def reach(self) -> float:
+        """The greatest absolute value that is ever drawn, or somewhat more."""
+        far = _FURTHEST * self.std
+        low = self.low if math.isfinite(self.low) else min(self.mean, self.high) - far
+        high = self.high if math.isfinite(self.high) else max(self.mean, self.low) + far
+        return max(abs(low), abs(high))
 
     def fill(self, out: torch.Tensor, desk: Desk) -> None:
         """Draw values; see `Distribution.fill`."""

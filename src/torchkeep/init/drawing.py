@@ -111,17 +111,20 @@ def one_torch_thread() -> Iterator[int]:
 def _in_threads(threads: int, tasks: Iterable[_Task], desk: Desk) -> None:
     """Draw all chunks with up to ``threads`` threads, this one included, and raise the first thing that failed."""
     waiting = deque(tasks)
+    inference = torch.is_inference_mode_enabled()
     failures: list[BaseException] = []
 
     def work(desk: Desk | None = None) -> None:
         try:
-            desk = desk or Desk()
-            while waiting and not failures:
-                try:
-                    task = waiting.popleft()
-                except IndexError:  # another thread took the last one
-                    return
-                _fill_chunk(desk, *task)
+            # Modes are a thread's own, and only in inference mode may what was made in it be filled.
+            with torch.inference_mode(inference):
+                desk = desk or Desk()
+                while waiting and not failures:
+                    try:
+                        task = waiting.popleft()
+                    except IndexError:  # another thread took the last one
+                        return
+                    _fill_chunk(desk, *task)
         except BaseException as failure:  # noqa: BLE001 - raised again below, in the thread that was called
             failures.append(failure)
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
 from torchkeep.init import distributions
-from torchkeep.init.drawing import drawing_dtype
-from torchkeep.init.initializers import Elementwise, Initializer, Shape, Subject, number_text, real, refuse
-from torchkeep.tensors.dtypes import dtype_name
+from torchkeep.init.initializers import Elementwise, Initializer, Shape, number_text, real, refuse
 
 if TYPE_CHECKING:
     from torchkeep.init.distributions import Distribution
@@ -40,15 +36,6 @@ class Uniform(Elementwise):
     def distribution(self, shape: Shape) -> Distribution:  # noqa: ARG002 - the same for every shape
         """Return U(low, high)."""
         return distributions.Uniform(self.low, self.high)
-
-    def complaint(self, subject: Subject) -> str | None:
-        """Say why the tensor can't be drawn; see `Initializer.complaint`."""
-        if found := super().complaint(subject):
-            return found
-        dtype = drawing_dtype(subject.dtype)
-        if max(abs(self.low), abs(self.high), self.high - self.low) > torch.finfo(dtype).max:
-            return f"{self!r} is wider than {dtype_name(dtype)}; bring the bounds in"
-        return None
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn, TypeAlias
 
+import torch
+
 from torchkeep.errors import RuleError
 from torchkeep.init import distributions
 from torchkeep.selectors.suggest import did_you_mean
 from torchkeep.tensors.dtypes import dtype_name, torch_dtype
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from torchkeep.init.distributions import Distribution
@@ -109,8 +110,11 @@ class Elementwise(Initializer):
         if subject.dtype not in DRAWABLE:
             return f"{self.title} can't be drawn in {dtype_name(subject.dtype)}; use constant, zeros, ones or keep"
         if subject.dtype.is_complex and self.real_only:
+            return f"{self.title} is defined for reals, not {dtype_name(subject.dtype)}; use normal or uniform"
+        greatest = torch.finfo(subject.dtype.to_real()).max
+        if self.distribution(subject.shape).reach > greatest:
             return (
-                f"{self.title} is defined for real numbers, not {dtype_name(subject.dtype)}; use normal or uniform"
+                f"{self!r} reaches beyond {dtype_name(subject.dtype)}, which ends at {greatest:.3g}; bring it in"
             )
         return None
 

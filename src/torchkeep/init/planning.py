@@ -269,7 +269,7 @@ def _unwritable(found: Survey, item: Item) -> str | None:
     for position in item.computed.originals if item.computed else [item.position]:
         assert position is not None
         tensor = found.tensors[position]
-        if tensor.is_inference():
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
             return "made in inference mode, which can't be filled outside of it; use a copy (tensor.clone())"
         if is_distributed(tensor) and local_index(tensor) is None:
             return "sharded in parts that are no rectangles: only Shard and Replicate can be filled"
