@@ -174,6 +174,41 @@ def test_each_form_selects_what_the_language_says(text, names):
     assert [ROWS[position].name for position in select(text).indices(NET)] == names
 
 
+def found(listing, text):
+    """Return the names that a selector selects, none too."""
+    return [listing.rows[position].name for position in select(text, allow_empty=True).indices(listing)]
+
+
+@pytest.mark.parametrize("name", ["my.pk.Block", "kg.Block", "Blo", "block", "pkg.Block.x", "my.pkg.Outer"])
+def test_a_class_is_named_in_full(name):
+    """Parts of a class's name, or of its module's, name nothing."""
+    assert found(NET, f"@{name} > **") == []
+
+
+def test_plain_names_do_not_count_as_numbers_present():
+    """A parametrized weight's plain name stands in no file, so -1 means the same in the live module and there."""
+    rows = [parameter("p.1.w", 2), parameter("p.1.original", 2, plain=("p.7",))]
+    assert found(Listing(rows, None, "the model"), "p[-1].w") == ["p.1.w"]
+
+
+def test_a_tensor_in_two_modules_is_seen_from_each_by_itself():
+    """What is taken away as seen from one module stays as seen from the other."""
+    rows = [parameter("one.a", 2, aliases=("two.b",)), parameter("two.a", 2, aliases=("two.c",))]
+    listing = Listing(rows, {"": MODULES[""], "one": BLOCK, "two": BLOCK}, "the model")
+    assert found(listing, "@Block > (a - b)") == ["one.a", "two.a"]
+    assert found(listing, "@Block > (a & c)") == ["two.a"]
+    assert found(listing, "@Block > (a & b)") == []
+    assert found(listing, "@Block > c") == ["two.a"]
+
+
+def test_modules_around_are_not_inside():
+    """Right of ``>`` only modules at or under the left side's count, not those that hold it."""
+    listing = Listing([parameter("b.a.w", 2)], {"": MODULES[""], "b": BLOCK, "b.a": LINEAR}, "the model")
+    assert found(listing, "@Block > @Linear > w") == ["b.a.w"]
+    assert found(listing, "@Linear > @Block > a.w") == []
+    assert found(listing, "@Linear > @Block > **") == []
+
+
 MISSING = {
     "@Linear": ("`@Linear` asks for a module's class, which the mapping does not know", None),
     "a | (@Block > x)": ("`@Block` asks for a module's class", None),
