@@ -58,6 +58,22 @@ def test_arguments_are_remembered_as_they_were_at_the_call():
     assert remembered(Plain(2))["args"]["width"] == 4
 
 
+def test_a_constructor_may_use_up_what_it_is_given():
+    """The recipe has the list as it was given, not as the constructor left it."""
+
+    @tk.block(name="tests.test_registry.Popping")
+    class Popping(nn.Module):
+        def __init__(self, sizes):
+            super().__init__()
+            self.layers = nn.ModuleList()
+            while sizes:
+                self.layers.append(nn.Linear(sizes.pop(), 1))
+
+    module = Popping([1, 2, 3])
+    assert remembered(module)["args"] == {"sizes": [1, 2, 3]}
+    assert len(tk.build(tk.recipe(module)).layers) == 3
+
+
 def test_remembering_adds_no_children_and_no_tensors():
     """Given modules are children once, under the constructor's names; state_dict and parameters are unchanged."""
     inner = nn.Linear(2, 2)

@@ -157,6 +157,14 @@ def test_what_is_shared_is_shared_again(make):
     assert all((mine[a] is mine[b]) == (theirs[a] is theirs[b]) for a in mine for b in mine)
 
 
+def test_what_comes_with_a_shared_module_is_not_said_again():
+    """One line for the module, none for its parts and their tensors."""
+    net = nn.ModuleDict({"a": Around(Around(nn.Linear(2, 2))), "b": Around(Around(nn.Linear(2, 2)))})
+    net["b"].body = net["a"].body
+    assert [(tie.kind, tie.names) for tie in tk.recipe(net).ties] == [("module", ("a.body", "b.body"))]
+    assert_rebuilt(net)
+
+
 def test_ties_survive_in_the_text():
     """The recipe says which names are one, the owner first."""
     assert "tied: 1.weight = 0.weight" in str(tk.recipe(shared_parameter()))
@@ -379,7 +387,7 @@ def test_parametrizations_made_by_a_block_are_rebuilt():
 
 
 def test_a_constructor_that_computes_with_values_is_rebuilt_on_the_cpu():
-    """Control flow on values fails on the meta device; the recipe is verified all the same."""
+    """Values and devices are others on the meta device; the recipe is verified all the same."""
 
     @tk.block(name="tests.test_writing.Computing")
     class Computing(nn.Module):
@@ -388,8 +396,37 @@ def test_a_constructor_that_computes_with_values_is_rebuilt_on_the_cpu():
             rates = torch.linspace(0, 1, 3)
             self.layers = nn.ModuleList(nn.Dropout(rate.item()) for rate in rates)
             self.where = rates.device
+            self.words = f"made on {rates.device}"
 
     assert [layer.p for layer in assert_rebuilt(Computing()).layers] == [0, 0.5, 1]
+
+
+def test_an_attribute_that_tells_the_device_is_compared_on_the_cpu():
+    """Only a real rebuild sets what the model has."""
+
+    @tk.block(name="tests.test_writing.Telling")
+    class Telling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = f"made on {torch.empty(0).device}"
+
+    assert_rebuilt(Telling())
+
+
+def test_a_tie_of_storage_survives_a_conversion():
+    """What a constructor ties over one storage, and what was converted since, are one again after a rebuild."""
+
+    @tk.block(name="tests.test_writing.OverOneStorage")
+    class OverOneStorage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.other.weight = nn.Parameter(self.one.weight.data)
+
+    net = OverOneStorage()
+    with tk.keeping_ties(net):
+        net.bfloat16()
+    assert [tie.kind for tie in tk.ties(assert_rebuilt(net))] == ["storage"]
 
 
 def test_an_attribute_that_a_constructor_draws_is_refused():

@@ -58,7 +58,7 @@ class Describer:
         if met is not None:
             self.shares = True
             entry, at, label = met
-            entry.label = entry.label or label
+            entry.label = label
             return Entry(same=entry.label, at=at)
         self._depth += 1
         try:

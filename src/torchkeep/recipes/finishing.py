@@ -63,8 +63,9 @@ def _module_ties(mine: Survey, draft: Survey) -> list[TieEntry]:
     for paths in shared_modules(mine).values():
         found = {id(draft.modules[path]) for path in paths if path in draft.modules}
         inside = {parent(path) for path in paths}
-        if len(found) > 1 and not (len(inside) == len(paths) and inside <= done):
-            ties.append(TieEntry("module", tuple(paths)))
+        if len(found) > 1:
+            if len(inside) < len(paths) or not inside <= done:
+                ties.append(TieEntry("module", tuple(paths)))
             done.update(paths)
     return ties
 
