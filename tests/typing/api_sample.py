@@ -8,6 +8,7 @@ import torchkeep as tk
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 
 def version() -> str:
@@ -29,3 +30,31 @@ def grouping(net: nn.Module) -> list[str]:
     groups = tk.optimizer_groups(net, {"**": {"lr": 0.1}, "**.bias": {}})
     groups += tk.optimizer_groups(net, [("**", {"lr": 0.1}), (tk.select("**.bias"), {"weight_decay": 0.0})])
     return [name for group in groups for name, _ in group["params"]]
+
+
+def tying(net: nn.Module, optimizer: Optimizer) -> tuple[str, ...]:
+    """Tie, keep ties, and come off the meta device."""
+    group: tk.TieGroup = tk.tie(net, "embed.weight", "head.weight")
+    with tk.keeping_ties(net, optimizer):
+        tk.materialize(net.to("meta"), "cpu").eval()
+    owners = [tie.owner for tie in tk.ties(net)]
+    return (group.owner, *group.aliases, *owners)
+
+
+@tk.block
+class Block:
+    """A decorated class is still itself to a type checker."""
+
+    size: int = 3
+
+
+@tk.block(name="acme.Named")
+class Named(Block):
+    """So is one that was given a name."""
+
+
+def recipes(net: nn.Module) -> nn.Module:
+    """Write a recipe down, read it, build it."""
+    written: tk.Recipe = tk.recipe(net)
+    again = tk.Recipe.from_json(written.to_json())
+    return tk.build(again.to_dict(), registry={"acme.Other": Named}) if Named.size else tk.build("recipe.json")
