@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from torchkeep.names import natural_key, quote_name, quote_segment
+from torchkeep.names import quote_name, quote_segment
 from torchkeep.selectors.paths import number
 from torchkeep.selectors.patterns import NamePattern, without_repeats
 from torchkeep.selectors.suggest import nearest
@@ -63,14 +63,14 @@ class _Mender:
                 break
         return _why(pattern.segments, done, following), tuple(close)
 
-    def _furthest(self, pattern: NamePattern) -> tuple[int, set[str]]:
+    def _furthest(self, pattern: NamePattern) -> tuple[int, list[str]]:
         return pattern.furthest(self.scope.catalogue, self.scope.roots)
 
     def _fits(self, node: Names) -> bool:
         return bool(self.scope.named(self.items, NamePattern(node).fits(self.scope.catalogue, self.scope.roots)))
 
     def _attempts(
-        self, segments: tuple[Segment, ...], done: int, following: set[str], rounds: int
+        self, segments: tuple[Segment, ...], done: int, following: list[str], rounds: int
     ) -> Iterator[Iterator[Names]]:
         """Yield ways to mend, the likeliest first; of each, the first attempt that fits is to be taken."""
         if done == len(segments):
@@ -105,7 +105,7 @@ class _Mender:
                 yield from self._with(replaced, done, near, rounds - 1)
 
 
-def _why(segments: tuple[Segment, ...], done: int, following: set[str]) -> str:
+def _why(segments: tuple[Segment, ...], done: int, following: list[str]) -> str:
     """Say where names stop fitting: behind ``done`` segments of the pattern."""
     before = Names(segments[:done])
     if done == len(segments):
@@ -119,7 +119,7 @@ def _why(segments: tuple[Segment, ...], done: int, following: set[str]) -> str:
         numbers = sorted(value for value in map(number, following) if value is not None)
         there = f"numbers there run from {numbers[0]} to {numbers[-1]}" if numbers else "no numbers stand there"
     else:
-        there = f"found: {_some(map(quote_segment, sorted(following, key=natural_key)))}"
+        there = f"found: {_some(map(quote_segment, following))}"
     if done == 0:
         return f"no name begins with {what} ({there})"
     if before.segments == (_DEEP,):
@@ -127,13 +127,13 @@ def _why(segments: tuple[Segment, ...], done: int, following: set[str]) -> str:
     return f"no name goes on with {what} after `{before}` ({there})"
 
 
-def _near(segment: Segment, following: set[str]) -> list[Segment]:
+def _near(segment: Segment, following: list[str]) -> list[Segment]:
     """Return what may have been meant instead of ``segment``, of all the segments that stand there."""
     if isinstance(segment, Index):
         return [Index(-1, single=True)]
     assert isinstance(segment, Glob)  # `**` fits whatever stands there
     text = "".join(str(piece) for piece in segment.pieces if not isinstance(piece, Star))
-    return [Glob((found,)) for found in nearest(text, sorted(following))]
+    return [Glob((found,)) for found in nearest(text, following)]
 
 
 def _of(*segments: Segment) -> Names:

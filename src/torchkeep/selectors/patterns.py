@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torchkeep.selectors.syntax import Piece, Pieces, Segment
 
 _MOST_LITERALS = 4096
-_MOST_GLOBS = 64
+_MOST_GLOBS = 256
 
 
 # One segment --------------------------------------------------------------------------------------
@@ -160,12 +160,12 @@ class NamePattern:
                     found[name] = 1
         return found
 
-    def furthest(self, catalogue: Catalogue, roots: Iterable[int]) -> tuple[int, set[str]]:
+    def furthest(self, catalogue: Catalogue, roots: Iterable[int]) -> tuple[int, list[str]]:
         """Find out how far names fit.
 
         Returns:
             How many of `segments` are used up at most by the first segments of some name; and the segments that
-            names go on with there.
+            names go on with there, each once.
         """
         paths = catalogue.paths
         states = self.states(catalogue, roots)
@@ -177,7 +177,7 @@ class NamePattern:
         most = max(*states, *last).bit_length() - 1
         used_up = 1 << most
         steps = zip(paths.parents[1:] + paths.owners, paths.segments[1:] + paths.lasts, strict=True)
-        return most, {segment for parent, segment in steps if states[parent] & used_up}
+        return most, list(dict.fromkeys(segment for parent, segment in steps if states[parent] & used_up))
 
     def _step(self, catalogue: Catalogue, parent: int, before: int, segment: str) -> int:
         """Return the states after one more segment behind the path ``parent``."""
