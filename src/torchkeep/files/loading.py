@@ -13,10 +13,12 @@ from torch import nn
 from torchkeep.errors import FormatError
 from torchkeep.formats.contents import Contents
 from torchkeep.formats.document import decode_json
+from torchkeep.formats.kinds import holds_pickle
 from torchkeep.formats.safetensors import header_of
 from torchkeep.formats.values import decode
 from torchkeep.selectors import Selector, as_selector
 from torchkeep.storage.local import LOCAL
+from torchkeep.tensors.pickled import PickledReader
 from torchkeep.tensors.plain import PLAIN_READERS
 from torchkeep.tensors.reading import read_tensors
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchkeep.formats.document import Document
+    from torchkeep.rows import Listing
     from torchkeep.storage.base import ReadableFile, Storage
 
 
@@ -37,19 +40,19 @@ def load(
     device: str | torch.device = "cpu",
     verify: bool = True,
 ) -> Any:
-    """Load what `save` saved: the same containers, values and tensors. Nothing in the file is run.
+    """Load what `save` or ``torch.save`` saved: the same containers, values and tensors. Nothing in it is run.
 
     Tied tensors come back as one object; tensors that shared memory share it again; an ``nn.Parameter`` is one
     again, and what required a gradient does. A module's file gives the flat dict of its state, aliases included,
     with plain tensors, as ``state_dict`` does. So does a safetensors file that something else wrote.
 
     Args:
-        path: the file.
+        path: the file; of which kind it is, is told by what it holds.
         select: which tensors; then the result is a flat dict from names to tensors, each tied one under its
             owner's name and every alias, and only their bytes are read.
         device: where the tensors go.
-        verify: whether every byte that is read is compared with the digests in the file. A file that something
-            else wrote has none.
+        verify: whether every byte that is read is compared with the digests in the file. A safetensors file that
+            something else wrote has none, nor has a file of ``torch.save`` before 1.6; later ones have checksums.
 
     Returns:
         What was saved; with ``select``, a dict.
@@ -57,6 +60,7 @@ def load(
     Raises:
         DamageError: bytes are not what was written; the tensor, the file and the byte range are named.
         FormatError: it is no file that can be read, or it contradicts itself.
+        UnsafeFileError: it asks for something to be imported, called or changed; nothing was.
         NewerFormatError: a later version of torchkeep wrote it.
         NoMatchError: ``select`` matches nothing.
         MissingFileError: there is no such file.
@@ -75,14 +79,20 @@ def load_from(
 ) -> Any:
     """Load through any storage; see `load`."""
     with closing(storage.open(os.fspath(path))) as file:
+        if holds_pickle(file):
+            reader = PickledReader(file, verify=verify, device=device)
+            return reader.value() if select is None else reader.tensors(_chosen(reader.pickled.listing, select))
         contents = Contents(header_of(file))
         if select is not None:
-            rows = contents.listing.rows
-            names = [name for index in as_selector(select).indices(contents.listing) for name in rows[index].names]
+            names = _chosen(contents.listing, select)
             return read_tensors(file, contents, names, device=device, verify=verify)
         if contents.document is None:
             return read_tensors(file, contents, contents.names, device=device, verify=verify)
         return _whole(file, contents, contents.document, device, verify=verify)
+
+
+def _chosen(listing: Listing, select: str | Selector) -> list[str]:
+    return [name for index in as_selector(select).indices(listing) for name in listing.rows[index].names]
 
 
 def _whole(

@@ -13,7 +13,6 @@ from torchkeep.files.explaining import hints
 from torchkeep.files.planning import LoadPlan, Match, Misfit, Policy
 from torchkeep.files.renaming import new_name, renames_of
 from torchkeep.names import join
-from torchkeep.rows import Row
 from torchkeep.selectors import Selector, as_selector
 from torchkeep.selectors.suggest import did_you_mean
 from torchkeep.tables.survey import survey
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from torchkeep.files.renaming import Renames
     from torchkeep.files.sources import Source
+    from torchkeep.rows import Row
     from torchkeep.tables.survey import Survey
 
 
@@ -116,7 +116,7 @@ class _Matcher:
             policies=self._options.policies,
             hints=self._hints(missing, unexpected, has_matches=bool(matched)),
             _model=self._rows,
-            _offered=[Row(name, offer.shape, offer.dtype) for name, offer in self._source.offers.items()],
+            _offers=self._source.offers,
         )
         return Matched(plan, pairs, modules)
 
@@ -159,6 +159,10 @@ class _Matcher:
 
     def _source_of(self, row: Row) -> str | None:
         """Return the name in the source that leads to a row's tensor; several must lead to the same bits."""
+        if not row.aliases:  # as for most, and there may be ten thousands
+            found = self._sources.get(row.name, ())
+            if len(found) == 1:
+                return found[0] if found[0] in self._source.offers else None
         names = [name for target in row.names for name in self._sources.get(target, ())]
         names = [name for name in names if name in self._source.offers]
         if not names:

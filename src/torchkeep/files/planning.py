@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from torchkeep.errors import LoadError
 from torchkeep.files.explaining import explained
+from torchkeep.rows import Row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torchkeep.rows import Row
+    from torchkeep.files.sources import Offer
 
 Policy: TypeAlias = Literal["error", "ignore"]
 
@@ -78,7 +79,7 @@ class LoadPlan:
     policies: Mapping[str, Policy]
     hints: tuple[str, ...]
     _model: Sequence[Row] = field(repr=False)
-    _offered: Sequence[Row] = field(repr=False)
+    _offers: Mapping[str, Offer] = field(repr=False)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -104,11 +105,14 @@ class LoadPlan:
             LoadError: the source does not fit the model.
         """
         if not self.ok:
-            lines = explained(self, self._model, self._offered, only_problems=True)
+            lines = explained(self, self._model, self._offered(), only_problems=True)
             error = LoadError(f"{self.source} does not fit the model; nothing was changed\n{lines}")
             error.problems = self.problems
             raise error
 
     def __str__(self) -> str:
-        lines = explained(self, self._model, self._offered, only_problems=False)
+        lines = explained(self, self._model, self._offered(), only_problems=False)
         return f"plan to load {self.source} into the model\n{lines}"
+
+    def _offered(self) -> list[Row]:
+        return [Row(name, offer.shape, offer.dtype) for name, offer in self._offers.items()]

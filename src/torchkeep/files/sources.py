@@ -14,6 +14,7 @@ from torch import nn
 from torchkeep.errors import SourceError
 from torchkeep.files.loading import extra_state
 from torchkeep.formats.contents import Contents
+from torchkeep.formats.kinds import holds_pickle
 from torchkeep.formats.safetensors import header_of
 from torchkeep.names import join
 from torchkeep.tables.survey import survey
@@ -22,6 +23,7 @@ from torchkeep.tensors.copying import copy_bits, same_bits
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.identity import storage_key, tensor_key
 from torchkeep.tensors.keepable import why_not_kept
+from torchkeep.tensors.pickled import PickledReader
 from torchkeep.tensors.reading import Destination, is_makeable, read_into, read_tensors
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchkeep.storage.base import ReadableFile, Storage
+
+
+EXTRA_STATE = "_extra_state"
 
 
 class Offer(NamedTuple):
@@ -92,11 +97,11 @@ class FileSource(Source):
         self._contents = Contents(header_of(file))
         self.text = repr(file.path)
         self.offers = {}
-        for row in self._contents.listing.rows:
-            assert row.shape is not None
-            obstacle = None if is_makeable(row.dtype) else f"torch {torch.__version__} can't make its dtype"
-            offer = Offer(row.name, row.shape, row.dtype, obstacle)
-            self.offers.update(dict.fromkeys(row.names, offer))
+        for name in self._contents.names:
+            owner = self._contents.owner(name)
+            dtype, shape = self._contents.kind(owner)
+            obstacle = None if is_makeable(dtype) else f"torch {torch.__version__} can't make its dtype"
+            self.offers[name] = Offer(owner, shape, dtype, obstacle)
         document = self._contents.document
         self.extra = tuple(document.module.extra) if document and document.module else ()
         self.verified = document is not None
@@ -129,6 +134,43 @@ class FileSource(Source):
         document = self._contents.document
         hidden = document.hidden if document else ()
         return extra_state(self._contents, self.tensors(hidden)) if self.extra else {}
+
+
+class PickledSource(Source):
+    """An open file of torch.save. All that is asked for is read and verified before any target changes."""
+
+    def __init__(self, file: ReadableFile) -> None:
+        self._reader = PickledReader(file)
+        pickled = self._reader.pickled
+        self.text = repr(file.path)
+        self.extra = _extra_keys(pickled.root)
+        inside_extra = tuple(f"{key}." for key in self.extra)
+        self.offers = {}
+        for row in pickled.listing.rows:
+            assert row.shape is not None
+            obstacle = None
+            if not is_makeable(row.dtype):
+                obstacle = f"torch {torch.__version__} can't make its dtype"
+            elif row.device == "meta":
+                obstacle = "it was saved from the meta device, without values"
+            offer = Offer(row.name, row.shape, row.dtype, obstacle)
+            self.offers.update({name: offer for name in row.names if not f"{name}.".startswith(inside_extra)})
+        self.verified = all(extent.crc is not None for extent in pickled.extents.values() if extent.nbytes)
+
+    def tensors(self, owners: Sequence[str]) -> dict[str, Tensor]:
+        """Read tensors."""
+        return self._reader.tensors(owners)
+
+    def fill(self, pairs: Sequence[tuple[str, Tensor]], begun: Callable[[int], object]) -> None:
+        """Read tensors, then copy them into their targets."""
+        found = self.tensors([owner for owner, _ in pairs])
+        for position, (owner, target) in enumerate(pairs):
+            begun(position)
+            _copy(target, found[owner])
+
+    def extra_state(self) -> Mapping[str, Any]:
+        """Read a module's extra state."""
+        return {key: self._reader.item(key) for key in self.extra}
 
 
 class MemorySource(Source):
@@ -183,7 +225,7 @@ def opened(storage: Storage, source: Any) -> Iterator[Source]:
     if isinstance(source, str | os.PathLike):
         file = storage.open(os.fspath(source))
         try:
-            yield FileSource(file)
+            yield PickledSource(file) if holds_pickle(file) else FileSource(file)
         finally:
             file.close()
     elif isinstance(source, nn.Module):
@@ -201,6 +243,12 @@ def opened(storage: Storage, source: Any) -> Iterator[Source]:
         )
 
 
+def _extra_keys(root: Any) -> tuple[str, ...]:
+    """Return the keys of extra state in what may be a state_dict."""
+    keys = root if isinstance(root, dict) else ()
+    return tuple(key for key in keys if isinstance(key, str) and key.rpartition(".")[2] == EXTRA_STATE)
+
+
 def _of_module(net: nn.Module) -> Source:
     found = survey(net)
     tensors = {
@@ -210,7 +258,7 @@ def _of_module(net: nn.Module) -> Source:
         if row.persistent
     }
     extra = {
-        join(path, "_extra_state"): module.get_extra_state()
+        join(path, EXTRA_STATE): module.get_extra_state()
         for path, module in found.modules.items()
         if type(module).get_extra_state is not nn.Module.get_extra_state
     }
@@ -222,7 +270,7 @@ def _of_mapping(mapping: Mapping[Any, Any]) -> Source:
     for name, value in mapping.items():
         if not isinstance(name, str):
             raise SourceError(f"the mapping's keys must be names, but one is {name!r} ({type(name).__name__})")
-        if name.rpartition(".")[2] == "_extra_state":
+        if name.rpartition(".")[2] == EXTRA_STATE:
             extra[name] = value
         elif isinstance(value, torch.Tensor):
             tensors[name] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import memmove
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import UnsavableError
@@ -28,7 +28,7 @@ from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.sharing import Kept, kept
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -47,17 +47,14 @@ class Layout:
         digests_at: where in the header the digests' text goes.
         chunks: all chunks, in the order of the file; their tensors are positions in ``tensors``.
         tensors: the entries' tensors, in the order of the header.
+        nbytes: size of the file.
     """
 
     header: bytearray
     digests_at: int
     chunks: Sequence[Chunk]
     tensors: Sequence[Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the file."""
-        return len(self.header) + sum(map(_nbytes, self.tensors))
+    nbytes: int
 
 
 def lay_out(collected: Collected, recipe: Any = None) -> Layout:
@@ -70,10 +67,9 @@ def lay_out(collected: Collected, recipe: Any = None) -> Layout:
     # Their names were chosen apart from all others; they share nothing, and are no rows.
     shared.entries.update(collected.apart)
     shared.hidden.extend(collected.apart)
-    names = list(shared.entries)
-    tensors = list(shared.entries.values())
-    entries, order = _entries(names, tensors)
-    document = _document(collected, shared, entries, recipe)
+    pieces = [_piece(name, tensor) for name, tensor in shared.entries.items()]
+    entries, order = _entries(pieces)
+    document = _document(collected, shared, pieces, recipe)
     metadata = {HEADER_KEY: ZERO_DIGITS, "format": "pt"}
     try:
         header = compose_header(entries, {**metadata, DOCUMENT_KEY: encode_document(document)})
@@ -84,67 +80,82 @@ def lay_out(collected: Collected, recipe: Any = None) -> Layout:
             f"names, shapes and plain values would make a header of {len(header)} bytes, and readers accept "
             f"{MAX_HEADER}; save large plain values as tensors, or in several files"
         )
-    starts = [len(header) + entry.data_offsets[0] for entry in entries.values()]
+    start = len(header)
     chunks = [
-        Chunk(starts[position] + offset, min(CHUNK, _nbytes(tensors[position]) - offset), position, offset)
-        for position in order
-        for offset in range(0, _nbytes(tensors[position]), CHUNK)
+        Chunk(start + begin + offset, min(CHUNK, pieces[position].nbytes - offset), position, offset)
+        for position, begin in order
+        for offset in range(0, pieces[position].nbytes, CHUNK)
     ]
-    return Layout(header, header.index(_MARK) + len(_MARK), chunks, tensors)
+    return Layout(
+        header,
+        header.index(_MARK) + len(_MARK),
+        chunks,
+        [piece.tensor for piece in pieces],
+        start + sum(piece.nbytes for piece in pieces),
+    )
 
 
 _MARK: Final = rb"\"digests\":\""
 """What stands before the digests: JSON within JSON."""
 
 
-def _entries(names: Sequence[str], tensors: Sequence[Tensor]) -> tuple[dict[str, Entry], list[int]]:
-    """Return the header's entries and the order of the tensors' bytes.
+class _Piece(NamedTuple):
+    """An entry to be."""
+
+    name: str
+    tensor: Tensor
+    dtype: str
+    itemsize: int
+    nbytes: int
+
+
+def _piece(name: str, tensor: Tensor) -> _Piece:
+    return _Piece(name, tensor, dtype_name(tensor.dtype), tensor.element_size(), tensor.nbytes)
+
+
+def _entries(pieces: Sequence[_Piece]) -> tuple[dict[str, Entry], list[tuple[int, int]]]:
+    """Return the header's entries, and the pieces' positions in the order of their bytes, with where each begins.
 
     First come those of whole pages, so that direct I/O can carry them; then the larger elements first, so that
     each is aligned.
     """
-    order = sorted(
-        range(len(tensors)),
-        key=lambda position: (_nbytes(tensors[position]) % _PAGE != 0, -tensors[position].element_size()),
-    )
-    starts = [0] * len(tensors)
+    ranks = [(piece.nbytes % _PAGE != 0, -piece.itemsize) for piece in pieces]
+    order = sorted(range(len(pieces)), key=ranks.__getitem__)
+    starts = [0] * len(pieces)
     reached = 0
     for position in order:
         starts[position] = reached
-        reached += _nbytes(tensors[position])
+        reached += pieces[position].nbytes
     entries = {}
-    for name, tensor, start in zip(names, tensors, starts, strict=True):
-        code, shape = DTYPES[dtype_name(tensor.dtype)].code, tuple(tensor.shape)
+    for piece, start in zip(pieces, starts, strict=True):
+        code, shape = DTYPES[piece.dtype].code, tuple(piece.tensor.shape)
         if code is None:
-            code, shape = "U8", (*shape, tensor.element_size())
+            code, shape = "U8", (*shape, piece.itemsize)
         if len(shape) > MAX_NDIM:
-            raise UnsavableError(f"{name!r} has {len(shape)} dimensions, and {MAX_NDIM} are allowed; reshape it")
-        entries[name] = Entry(code, shape, (start, start + _nbytes(tensor)))
-    return entries, order
+            raise UnsavableError(f"{piece.name!r} has {len(shape)} dimensions, {MAX_NDIM} are allowed; reshape it")
+        entries[piece.name] = Entry(code, shape, (start, start + piece.nbytes))
+    return entries, [(position, starts[position]) for position in order]
 
 
-def _document(collected: Collected, shared: Kept, entries: Mapping[str, Entry], recipe: Any) -> Document:
-    count = sum(chunk_count(_nbytes(tensor), CHUNK) for tensor in shared.entries.values())
-    ordered = shared.aliases or shared.views or list(collected.order) != list(entries)[: len(collected.order)]
+def _document(collected: Collected, shared: Kept, pieces: Sequence[_Piece], recipe: Any) -> Document:
+    names = tuple(piece.name for piece in pieces)
+    in_order = not shared.aliases and not shared.views and collected.order == names[: len(collected.order)]
+    strided = [piece for piece in pieces if not piece.tensor.is_contiguous()]
     return Document(
         version=VERSION,
         chunk=CHUNK,
-        digests="A" * encoded_length(count),
+        digests="A" * encoded_length(sum(chunk_count(piece.nbytes, CHUNK) for piece in pieces)),
         root=collected.root,
         tree=as_raw(collected.tree),
         state=as_raw(collected.state),
-        order=collected.order if ordered else (),
+        order=() if in_order else collected.order,
         aliases=shared.aliases,
         views=shared.views,
-        dtypes={
-            name: dtype
-            for name, tensor in shared.entries.items()
-            if DTYPES[dtype := dtype_name(tensor.dtype)].code is None
-        },
+        dtypes={piece.name: piece.dtype for piece in pieces if DTYPES[piece.dtype].code is None},
         strides={
-            name: tensor.stride()
-            for name, tensor in shared.entries.items()
-            if not tensor.is_contiguous() and is_dense(tuple(tensor.shape), tensor.stride())
+            piece.name: piece.tensor.stride()
+            for piece in strided
+            if is_dense(tuple(piece.tensor.shape), piece.tensor.stride())
         },
         hidden=tuple(shared.hidden),
         parameters=collected.parameters,
@@ -178,7 +189,3 @@ def write_layout(storage: Storage, path: str, layout: Layout) -> str:
         buffer.view[:] = header
         file.write(0, buffer, 0, len(header))
     return hex_digest
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchkeep.formats.contents import open_contents
+from torchkeep.formats.contents import Contents
+from torchkeep.formats.contents import open_contents as open_contents
+from torchkeep.formats.kinds import holds_pickle
+from torchkeep.formats.opening import FileReader
+from torchkeep.formats.safetensors import header_of
 
 if TYPE_CHECKING:
     import os
@@ -13,16 +17,24 @@ if TYPE_CHECKING:
 
 
 def listing_of(path: str | os.PathLike[str]) -> Listing:
-    """Return the rows of a file's tensors; torch is not needed, and no tensor is read.
+    """Return the rows of the tensors in a file of safetensors or torch.save, told apart by what it holds.
+
+    Torch is not needed, and no tensor is read. Nothing is unpickled.
 
     A file that `torchkeep.save` made from a module knows the kinds and classes of its tensors, so that selectors
     such as ``:buffer`` and ``@Linear`` mean on it what they mean on the live model.
 
     Raises:
         FormatError: it is no file that can be read, or it contradicts itself.
+        UnsafeFileError: it asks for something to be imported, called or changed; nothing was.
         DamageError: it is cut short, or its header is not the one that was written.
         NewerFormatError: a later version of torchkeep wrote it.
         MissingFileError: there is no such file.
         StorageError: the file can't be read.
     """
-    return open_contents(path).listing
+    with FileReader(path) as file:
+        if holds_pickle(file):
+            from torchkeep.formats.pickles import pickled_of  # noqa: PLC0415 - files of safetensors don't need it
+
+            return pickled_of(file).listing
+        return Contents(header_of(file)).listing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import os
 
 
-class Stored(Struct, frozen=True):
+_NAMES: Final = {code: info.name for code, info in BY_CODE.items()}
+
+
+class Stored(Struct, frozen=True, gc=False):
     """One tensor's bytes in a file.
 
     Attributes:
@@ -111,19 +114,26 @@ class Contents:
         """Return where the bytes of entry ``name`` are, and what they mean."""
         entry = self.header.entries[name]
         start, stop = self.header.span(name)
-        dtype, shape, strides = BY_CODE[entry.dtype].name, entry.shape, None
+        dtype, shape, strides = _NAMES[entry.dtype], entry.shape, None
         if self.document is not None:
             strides = self.document.strides.get(name)
             if name in self.document.dtypes:
                 dtype, shape = self.document.dtypes[name], shape[:-1]
         return Stored(name, dtype, shape, start, stop, strides)
 
+    def kind(self, owner: str) -> tuple[str, tuple[int, ...]]:
+        """Return the dtype, as torch calls it, and the shape of an owner's tensor."""
+        entry = self.header.entries.get(owner)
+        if entry is None or (self.document is not None and owner in self.document.dtypes):
+            found = self.view(owner) or self.stored(owner)
+            return found.dtype, found.shape
+        return _NAMES[entry.dtype], entry.shape
+
     @cached_property
     def listing(self) -> Listing:
         """The rows: the same that the live model gave, its non-persistent buffers excepted."""
         if self.document is None:
-            codes = {code: info.name for code, info in BY_CODE.items()}
-            rows = [Row(name, entry.shape, codes[entry.dtype]) for name, entry in self.header.entries.items()]
+            rows = [Row(name, entry.shape, _NAMES[entry.dtype]) for name, entry in self.header.entries.items()]
             return Listing(rows, None, self.path)
         return Listing(_rows(self, self.document), _modules(self.document), self.path)
 
@@ -164,7 +174,7 @@ def _rows(contents: Contents, document: Document) -> list[Row]:
     frozen = frozenset(() if facts is None else facts.frozen)
     rows = []
     for owner in dict.fromkeys(map(contents.owner, contents.names)):
-        dtype, shape = _dtype_and_shape(contents, owner)
+        dtype, shape = contents.kind(owner)
         kind: Kind | None = None
         trainable = module_type = None
         plain: tuple[str, ...] = ()
@@ -177,11 +187,6 @@ def _rows(contents: Contents, document: Document) -> list[Row]:
         others = tuple(sorted(aliases.get(owner, ()), key=natural_key))
         rows.append(Row(owner, shape, dtype, "cpu", kind, True, trainable, module_type, others, plain))  # noqa: FBT003 - Row's order
     return rows
-
-
-def _dtype_and_shape(contents: Contents, owner: str) -> tuple[str, tuple[int, ...]]:
-    found = contents.view(owner) or contents.stored(owner)
-    return found.dtype, found.shape
 
 
 def _modules(document: Document) -> dict[str, TypeInfo] | None:

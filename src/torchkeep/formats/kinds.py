@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from torchkeep.formats.opening import Readable
 
 HEAD: Final = 512
 """How many of a file's first bytes tell its kind."""
@@ -16,6 +19,11 @@ def is_pickled(head: bytes) -> bool:
     if head[8:9] == b"{":  # a safetensors header, whatever its length looks like
         return False
     return head.startswith(b"PK\x03\x04") or _is_pickle(head) or is_tar(head)
+
+
+def holds_pickle(file: Readable) -> bool:
+    """Tell of an open file whether torch.save may have written it; raises what reading it raises."""
+    return is_pickled(file.read(0, min(file.size, HEAD)))
 
 
 def is_tar(head: bytes) -> bool:

@@ -101,7 +101,7 @@ def header_of(file: Readable) -> Header:
     start = file.read(0, min(file.size, LENGTH_BYTES + 1))
     foreign = _foreign(start)
     if foreign:
-        raise FormatError(f"{path!r} is {foreign}, which can't be read yet; expected a safetensors file")
+        raise FormatError(f"{path!r} is {foreign}, where a safetensors file is expected; use torchkeep.load")
     if file.size < LENGTH_BYTES:
         raise truncated(path, 0, LENGTH_BYTES, file.size)
     length = int.from_bytes(start[:LENGTH_BYTES], "little")

@@ -22,11 +22,10 @@ def why_not_kept(tensor: torch.Tensor, *, any_class: bool = False) -> str | None
         any_class: whether a subclass of Tensor with ordinary memory is kept as its bytes. A module's own
             parameters are, since they are filled again in place; elsewhere the class would be lost.
     """
-    if type(tensor) in _PLAIN and tensor.layout is torch.strided and tensor.device.type != "meta":
-        # A plain strided tensor may still be quantized or nested.
-        if not tensor.is_quantized and not tensor.is_nested:
-            return None if _has_memory(tensor) else _NO_MEMORY
-        return _QUANTIZED if tensor.is_quantized else _NESTED
+    # Most are plain, and there may be ten thousands of them.
+    plain = type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided
+    if plain and not tensor.is_quantized and not tensor.is_nested and _has_memory(tensor):
+        return None
     return _kind(tensor) or _class(tensor, any_class=any_class)
 
 
@@ -39,7 +38,7 @@ def why_not_filled(tensor: torch.Tensor) -> str | None:
     reason = why_not_kept(tensor, any_class=True)
     if reason is not None:
         return reason
-    if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+    if not tensor.is_contiguous() and 0 in tensor.stride():
         return "it is expanded, so that elements share memory; make it contiguous() first"
     if tensor.is_conj() or tensor.is_neg():
         return "it is lazily conjugated; resolve_conj() it first"
@@ -87,7 +86,6 @@ def _class(tensor: torch.Tensor, *, any_class: bool) -> str | None:
 
 def _has_memory(tensor: torch.Tensor) -> bool:
     try:
-        storage = tensor.untyped_storage()
-        return not tensor.numel() or storage.data_ptr() != 0 or tensor.device.type != "cpu"
-    except (NotImplementedError, RuntimeError):
+        return tensor.data_ptr() != 0 or not tensor.is_cpu or not tensor.numel()
+    except (NotImplementedError, RuntimeError):  # inside of a functorch transform
         return False

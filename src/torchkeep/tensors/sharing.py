@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ctypes import c_char
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from torchkeep.errors import UnsavableError
 from torchkeep.formats.consistency import is_dense
 from torchkeep.formats.document import View
 from torchkeep.names import natural_key
@@ -48,6 +49,38 @@ class _Member(NamedTuple):
     span: Span
 
 
+def suspects(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that may share memory with another: all that do are among them.
+
+    Finding out for ten thousands of tensors how exactly they share is slow; that most don't is quickly seen.
+    """
+    spans: list[tuple[int, int, str]] = []
+    found = set()
+    for name, tensor in tensors.items():
+        if type(tensor) in _PLAIN and tensor.is_cpu and tensor.is_contiguous():
+            start = tensor.data_ptr()
+            spans.append((start, start + tensor.nbytes, name))
+            if not tensor.nbytes:
+                found.add(name)
+        elif (lying := span(tensor)) is not None and lying.memory == _IN_MEMORY and lying.start < lying.stop:
+            spans.append((lying.start, lying.stop, name))
+        else:
+            found.add(name)
+    spans.sort()
+    reached, last = 0, ""
+    for start, stop, name in spans:
+        if start < reached:
+            found.update((name, last))
+        if stop > reached:
+            reached, last = stop, name
+    return {name: tensor for name, tensor in tensors.items() if name in found} if found else {}
+
+
+_PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
+_IN_MEMORY: Final = ("address", "cpu")
+"""What `span` calls the memory of the CPU."""
+
+
 def tied(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the owner's name, the naturally smallest, for every other name of a tensor.
 
@@ -55,7 +88,7 @@ def tied(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     nothing: not by being a Parameter, nor by requiring a gradient.
     """
     groups: dict[Hashable, list[str]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in suspects(tensors).items():
         kind = (isinstance(tensor, torch.nn.Parameter), tensor.requires_grad, tensor_key(tensor))
         groups.setdefault(kind, []).append(name)
     owners = {}
@@ -75,15 +108,19 @@ def kept(tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> Kept:
     Args:
         tensors: by name, strided, without lazy conjugation; owners only.
         aliases: owner by alias.
+
+    Raises:
+        UnsavableError: tensors overlap at a place that is no multiple of their elements' size.
     """
     result = Kept(entries=dict(tensors), aliases=dict(aliases))
-    names = list(tensors)
-    for group in overlapping(list(tensors.values())):
+    suspected = list(suspects(tensors).items())
+    for group in overlapping([tensor for _, tensor in suspected]):
         members = []
         for position in group:
-            found = span(tensors[names[position]])
+            name, tensor = suspected[position]
+            found = span(tensor)
             assert found is not None
-            members.append(_Member(names[position], tensors[names[position]], found))
+            members.append(_Member(name, tensor, found))
         _share(result, members)
     return result
 
@@ -100,6 +137,11 @@ def _share(result: Kept, members: Sequence[_Member]) -> None:
     for member in members:
         if member is not base:
             size = member.tensor.element_size()
+            if (member.span.start - start) % size:
+                raise UnsavableError(
+                    f"{member.name} and {members[0].name} can't be saved: they overlap at a place that is no "
+                    "multiple of their elements' size; save clone() of one"
+                )
             result.views[member.name] = View(
                 base=name,
                 dtype=dtype_name(member.tensor.dtype),
