@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import random
 import threading
+from collections import OrderedDict
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -71,6 +73,44 @@ def test_a_recipe_is_equal_to_itself_only():
     assert "torch.nn.Linear(in_features=2, out_features=3)" in shown
     assert "recipe_blocks.Around" in shown
     assert "('x',)" in shown
+    assert "named={'norm': ...}" in shown
+    assert "named['norm']: torch.nn.GroupNorm(num_groups=1, num_channels=2)" in shown
+
+
+def test_the_text_of_a_recipe_is_short_whatever_was_given():
+    """Long arguments are cut; configurations are shown by class and field."""
+    assert len(str(tk.recipe(Anything(list(range(10_000)))))) < 200
+    shown = str(tk.recipe(Configured(Config(2, mode=Mode.MEAN))))
+    assert "config=tests.Config(width=2, rates=(0.1, 0.2), mode=tests.Mode.MEAN)" in shown
+
+
+def test_a_lazy_module_that_was_run_is_no_longer_lazy():
+    """It became a plain one, and is described as that."""
+    net = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    net(torch.rand(4, 2))
+    assert_rebuilt(net)
+    assert tk.recipe(net) == tk.recipe(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+
+
+def test_containers_of_the_users_own():
+    """A subclass of Sequential with the inherited constructor, and a dataclass that is a module."""
+
+    @tk.block(name="tests.test_writing.MySequential")
+    class MySequential(nn.Sequential):
+        pass
+
+    @tk.block(name="tests.test_writing.DataModule")
+    @dataclass(eq=False)
+    class DataModule(nn.Module):
+        width: int
+
+        def __post_init__(self):
+            super().__init__()
+            self.linear = nn.Linear(self.width, self.width)
+
+    net = MySequential(nn.Linear(2, 2), nn.ReLU(), MySequential(OrderedDict(a=nn.Linear(2, 2))))
+    assert list(assert_rebuilt(net).state_dict()) == list(net.state_dict())
+    assert_rebuilt(nn.Sequential(DataModule(3)))
 
 
 def test_names_with_blanks_and_empty_places_are_kept():

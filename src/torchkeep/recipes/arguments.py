@@ -200,7 +200,7 @@ class ArgumentDecoder:
 
     def _partial(self, part: Node) -> Any:
         function, args, keywords = map(self.decode, part)
-        return functools.partial(function, *args, **keywords)
+        return None if self._dry else functools.partial(function, *args, **keywords)
 
     def _tensor(self, part: Node) -> Any:
         """Make a tensor that says that nobody has given it values (see `unset`)."""

@@ -158,7 +158,10 @@ def _is_hooks(name: str, value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - somebody else's repr must not hide what differs
+        text = f"a {type(value).__name__}"
     return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torchkeep.formats.values import Node
 
 _LONG = 60
+_SELF_EVIDENT = {"dtype", "memory_format", "function", "class", "device", "size"}
 
 
 def lines_of(recipe: Recipe) -> Iterator[str]:
@@ -49,21 +50,34 @@ def _entry_lines(entry: Entry | None, name: str, depth: int) -> Iterator[str]:
 def _value(node: Node, path: str, modules: list[tuple[str, Entry]]) -> str:
     """Show one argument on the line; modules in it are noted, and get lines of their own."""
     if isinstance(node, list):
-        return f"[{', '.join(_value(item, f'{path}[{i}]', modules) for i, item in enumerate(node))}]"
+        return f"[{_items(node, path, modules)}]"
     if not isinstance(node, dict) or len(node) != 1:
-        return _short(node)
+        return _short(repr(node))
     ((tag, part),) = node.items()
     if tag == "module":
         modules.append((path, msgspec.convert(part, Entry)))
         return "..."
-    if tag == "tuple" and isinstance(part, list):
-        inner = ", ".join(_value(item, f"{path}[{i}]", modules) for i, item in enumerate(part))
-        return f"({inner},)" if len(part) == 1 else f"({inner})"
-    if tag in {"dtype", "memory_format", "function", "class", "device"}:
-        return str(part)
-    return f"{tag} {_short(part)}"
+    return _tagged(tag, part, path, modules)
 
 
-def _short(node: Node) -> str:
-    text = repr(node)
+def _tagged(tag: str, part: Node, path: str, modules: list[tuple[str, Entry]]) -> str:
+    if tag in {"tuple", "set", "frozenset"} and isinstance(part, list):
+        inner = _items(part, path, modules)
+        return f"({inner}{',' * (len(part) == 1)})" if tag == "tuple" else f"{tag}({inner})"
+    if tag in {"dict", "OrderedDict", "Counter"} and isinstance(part, dict):
+        shown = [f"{key!r}: {_value(item, f'{path}[{key!r}]', modules)}" for key, item in part.items()]
+        return f"{{{_short(', '.join(shown))}}}"
+    if tag == "dataclass":
+        shown = [f"{key}={_value(item, f'{path}.{key}', modules)}" for key, item in part[1].items()]
+        return f"{part[0]}({_short(', '.join(shown))})"
+    if tag == "member":
+        return ".".join(map(str, part))
+    return str(part) if tag in _SELF_EVIDENT else f"{tag} {_short(str(part))}"
+
+
+def _items(nodes: list[Node], path: str, modules: list[tuple[str, Entry]]) -> str:
+    return _short(", ".join([_value(item, f"{path}[{i}]", modules) for i, item in enumerate(nodes)]))
+
+
+def _short(text: str) -> str:
     return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
