@@ -278,6 +278,12 @@ def test_a_file_that_is_not_there_or_can_not_be_read(tmp_path):
         tk.build(tmp_path)
 
 
+def test_a_recipe_that_can_not_be_built_can_be_looked_at():
+    """Printing is for seeing what is wrong, so it raises nothing."""
+    for node in ({"module": 3}, {"dataclass": 3}, {"member": 3}, DEEP_LIST, {"dict": {"a": {"module": []}}}):
+        assert "not an argument" in str(tk.Recipe.from_dict(recipe_of(sequential(anything(node)))))
+
+
 def corrupted(data, draw):
     """Put something else somewhere into a recipe's JSON."""
     places = []
@@ -324,6 +330,7 @@ def test_a_corrupted_recipe_builds_or_is_one_of_torchkeeps_errors(data):
     for _ in range(data.draw(st.integers(1, 3))):
         corrupted(damaged, data.draw)
     try:
+        assert str(tk.Recipe.from_dict(damaged))
         with torch.device("meta"):
             net = tk.build(damaged)
     except TorchkeepError:

@@ -38,13 +38,21 @@ def _entry_lines(entry: Entry | None, name: str, depth: int) -> Iterator[str]:
         yield f"{head}the same as {entry.same}{f' at {entry.at}' if entry.at else ''}"
         return
     modules: list[tuple[str, Entry]] = []
-    shown = [f"{key}={_value(node, key, modules)}" for key, node in entry.args.items()]
+    shown = [f"{key}={_argument(node, key, modules)}" for key, node in entry.args.items()]
     label = f"  [{entry.label}]" if entry.label else ""
     yield f"{head}{entry.block}({', '.join(shown)}){label}"
     for key, module in modules:
         yield from _entry_lines(module, key, depth + 1)
     for key, child in entry.children.items():
         yield from _entry_lines(child, key, depth + 1)
+
+
+def _argument(node: Node, path: str, modules: list[tuple[str, Entry]]) -> str:
+    try:
+        return _value(node, path, modules)
+    except (msgspec.ValidationError, TypeError, AttributeError, IndexError, RecursionError):
+        # A recipe that somebody sent may hold anything; what can't be built can still be looked at.
+        return "(not an argument)"
 
 
 def _value(node: Node, path: str, modules: list[tuple[str, Entry]]) -> str:
