@@ -174,7 +174,7 @@ class NamePattern:
             for owner, segment in zip(paths.owners, paths.lasts, strict=True)
             if states[owner]
         ]
-        most = max(max(states), max(last, default=0)).bit_length() - 1
+        most = max(states + last).bit_length() - 1
         used_up = 1 << most
         steps = zip(paths.parents[1:] + paths.owners, paths.segments[1:] + paths.lasts, strict=True)
         return most, list(dict.fromkeys(segment for parent, segment in steps if states[parent] & used_up))
