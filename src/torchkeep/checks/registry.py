@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Check:
 
     Attributes:
         name: what the user calls it; a word of Python.
-        family: the module it lives in.
+        family: the file or folder it lives in.
         body: yields findings; raises `NotApplicable`.
         needs: names of checks that must not have failed for this one to mean anything.
         factory: whether it needs fresh instances of the layer.
@@ -48,17 +49,19 @@ _CHECKS: dict[str, Check] = {}
 
 
 def proves(*, needs: tuple[str, ...] = (), factory: bool = False, opt_in: bool = False) -> Callable[[Body], Body]:
-    """Register a function as the check of its name; its module's last word is the family."""
+    """Register a function as the check of its name; the family is its file or folder below ``families``."""
 
     def register(body: Body) -> Body:
         name = body.__name__
         assert name not in _CHECKS, f"two checks are called {name}"
-        _CHECKS[name] = Check(name, body.__module__.rpartition(".")[2], body, needs, factory, opt_in)
+        family = body.__module__.rpartition("families.")[2].partition(".")[0]
+        _CHECKS[name] = Check(name, family, body, needs, factory, opt_in)
         return body
 
     return register
 
 
+@cache
 def all_checks() -> dict[str, Check]:
     """Return every check by name, ordered so that each comes after those it needs."""
     from torchkeep.checks import families  # noqa: F401, PLC0415 - importing registers them
@@ -67,7 +70,8 @@ def all_checks() -> dict[str, Check]:
 
     def place(check: Check) -> None:
         for needed in check.needs:
-            place(_CHECKS[needed])
+            if needed in _CHECKS:
+                place(_CHECKS[needed])
         ordered.setdefault(check.name, check)
 
     for check in _CHECKS.values():

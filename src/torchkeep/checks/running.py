@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-from torch import nn
+from unittest import SkipTest
 
 from torchkeep.checks.declaring import Declare
 from torchkeep.checks.registry import Check, NotApplicable, all_checks
@@ -17,6 +17,8 @@ from torchkeep.errors import CheckError, ChecksFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from torch import nn
 
     Given = nn.Module | Callable[[], nn.Module]
 
@@ -51,15 +53,20 @@ def check(
     """
     chosen = _chosen(only, skip, expected or {})
     # The factory may draw, and the first call may reseed: what is put back is what was there before both.
-    with undisturbed(layer if isinstance(layer, nn.Module) else None):
+    with undisturbed():
         subject = Subject(layer, args, kwargs or {}, declare or Declare())
-        with undisturbed(subject.layer), _kept(subject):
+        with undisturbed(subject.snapshot), _kept(subject):
             subject.first_call()
         results: dict[str, Result] = {}
+        raised: dict[str, str] = {}
         for name, one in chosen.items():
-            results[name] = _expected(_run(one, subject, results), (expected or {}).get(name))
+            results[name] = _expected(_run(one, subject, results, raised), (expected or {}).get(name))
     asked = [result for name, result in results.items() if only is None or name in only]
     return CheckReport(type(subject.layer).__name__, tuple(asked))
+
+
+class CheckWarning(UserWarning):
+    """A check saw what may be meant; its fix says how to declare it."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,15 @@ class CheckCase:
 
         Raises:
             ChecksFailedError: it failed.
+            SkipTest: it does not apply, which test runners show as skipped.
         """
         report = self.run()
         if report.failed:
             raise ChecksFailedError(str(report))
+        for result in report.not_applicable:
+            raise SkipTest(result.message)
+        for result in report.warned:
+            warnings.warn(f"{result.name}: {result.message}; {result.fix}", CheckWarning, stacklevel=2)
 
 
 def check_cases(factory: Given, *args: Any, skip: Collection[str] = (), **options: Any) -> list[CheckCase]:
@@ -125,25 +137,50 @@ def _chosen(
     return {name: one for name, one in known.items() if name in wanted and name not in skip}
 
 
-def _run(one: Check, subject: Subject, before: Mapping[str, Result]) -> Result:
-    """Run one check in isolation and say what became of it."""
+def _run(one: Check, subject: Subject, before: dict[str, Result], raised: dict[str, str]) -> Result:
+    """Run one check in isolation and say what became of it.
+
+    Args:
+        one: the check.
+        subject: the layer.
+        before: results of the checks that ran earlier.
+        raised: names of checks by what the layer raised in them; added to.
+    """
     result = Result(one.name, one.family, "passed")
-    failed = [needed for needed in one.needs if needed in before and before[needed].status == "failed"]
+    failed = _failed_below(one, before)
     if failed:
-        return replace(result, status="not applicable", message=f"{failed[0]} failed, which this one rests on")
+        return replace(result, status="not applicable", message=f"{failed} failed, which this one rests on")
     if one.factory and subject.make is None:
         reason = "it needs fresh instances: give a function that makes the layer instead of an instance"
         return replace(result, status="not applicable", message=reason)
     start = time.perf_counter()
-    with undisturbed(subject.layer), _kept(subject):
+    findings: list[Finding] = []
+    with undisturbed(subject.snapshot), _kept(subject):
         try:
             findings = list(one.body(subject))
         except NotApplicable as reason:
             result = replace(result, status="not applicable", message=str(reason))
-            findings = []
+        except CheckError:
+            raise
         except Exception as error:  # noqa: BLE001 - a broken layer may raise anything; it is told, not swallowed
-            findings = [_raised(error)]
+            same = raised.setdefault(f"{type(error).__name__}: {error}", one.name)
+            if same == one.name:
+                findings = [_raised(error)]
+            else:
+                message = f"the layer raises here what it raised in {same}"
+                result = replace(result, status="not applicable", message=message)
     return replace(_summary(result, findings), seconds=time.perf_counter() - start)
+
+
+def _failed_below(one: Check, before: Mapping[str, Result]) -> str:
+    """Return the name of a check that failed, expectedly or not, and that this one rests on, directly or not."""
+    for needed in one.needs:
+        if needed in before and before[needed].status in ("failed", "expected failure"):
+            return needed
+        below = _failed_below(all_checks()[needed], before) if needed in before else ""
+        if below:
+            return below
+    return ""
 
 
 def _raised(error: Exception) -> Finding:

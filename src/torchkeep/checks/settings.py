@@ -45,7 +45,8 @@ def _is_hooks(name: str, held: object) -> bool:
 
 def _write_device(device: torch.device) -> None:
     if torch.get_default_device() != device:
-        torch.set_default_device(device)
+        # Naming the CPU would leave a mode behind where there was none.
+        torch.set_default_device(None if device.type == "cpu" else device)
 
 
 def _read_accelerator() -> dict[torch.device, torch.Tensor]:

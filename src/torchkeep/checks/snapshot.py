@@ -1,11 +1,14 @@
 """A snapshot of a layer: everything it holds, put back after each check, however badly the layer behaves.
 
 Broken layers may not survive ``deepcopy``, so nothing is copied but values: each module's attributes, the contents
-of the containers they hold, and the bytes, gradient and flags of each tensor reached.
+of the containers and plain objects they hold, the state of random generators, and the bytes, gradient, hooks and
+flags of each tensor reached.
 """
 
 from __future__ import annotations
 
+import random
+import types
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +16,21 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torchkeep.tensors.identity import tensor_key
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _CONTAINERS = (dict, list, set, deque)
+_OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+"""What has attributes, but is code or a library and no part of a layer."""
 
 
 class Snapshot:
     """What ``layer`` holds now.
 
-    Reached are the modules below ``layer``, modules hidden in their attributes, and containers in containers.
+    Reached are the modules below ``layer``, modules hidden in their attributes, containers and plain objects,
+    however nested.
 
     Attributes:
         tensors: every tensor reached, each once.
@@ -30,8 +38,9 @@ class Snapshot:
 
     def __init__(self, layer: nn.Module) -> None:
         self.tensors: list[torch.Tensor] = []
-        self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._objects: list[tuple[Any, dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
+        self._generators: list[tuple[Callable[[Any], object], Any]] = []
         self._values: list[_TensorState] = []
         self._seen: dict[int, object] = {}
         pending: list[object] = [layer]
@@ -46,25 +55,32 @@ class Snapshot:
         if isinstance(thing, torch.Tensor):
             self.tensors.append(thing)
             self._values.append(_TensorState(thing))
-            return () if thing.grad is None else (thing.grad,)
-        if isinstance(thing, nn.Module):
-            held = dict(thing.__dict__)
-            self._modules.append((thing, held))
-            return held.values()
+            grad = thing.grad if thing.is_leaf else None
+            return () if grad is None else (grad,)
         if isinstance(thing, _CONTAINERS):
             self._containers.append((thing, thing.copy()))
             return thing.values() if isinstance(thing, dict) else thing
-        return thing if isinstance(thing, tuple) else ()
+        if isinstance(thing, torch.Generator):
+            self._generators.append((thing.set_state, thing.get_state()))
+        elif isinstance(thing, random.Random):
+            self._generators.append((thing.setstate, thing.getstate()))
+        elif isinstance(thing, nn.Module) or (hasattr(thing, "__dict__") and not isinstance(thing, _OPAQUE)):
+            held = dict(vars(thing))
+            self._objects.append((thing, held))
+            return held.values()
+        return thing if isinstance(thing, tuple | frozenset) else ()
 
     def restore(self) -> None:
         """Put everything back, in place: the same objects hold the same values."""
-        for module, held in self._modules:
-            module.__dict__.clear()
-            module.__dict__.update(held)
+        for thing, held in self._objects:
+            vars(thing).clear()
+            vars(thing).update(held)
         for container, content in self._containers:
             _refill(container, content)
         for value in self._values:
             value.restore()
+        for write, state in self._generators:
+            write(state)
 
     def changed(self) -> list[torch.Tensor]:
         """Return the tensors whose bytes, shape or memory are others by now."""
@@ -72,12 +88,13 @@ class Snapshot:
 
 
 class _TensorState:
-    """One tensor's bytes, memory, gradient and flags."""
+    """One tensor's bytes, memory, gradient, hooks and flags."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
         self.grad = tensor.grad if tensor.is_leaf else None
         self.requires_grad = tensor.requires_grad
+        self.hooks = {name: _copied(getattr(tensor, name, None)) for name in _HOOKS}
         self.data = None if is_lazy(tensor) else tensor.data
         self.copy = None if self.data is None else self.data.clone()
 
@@ -87,25 +104,34 @@ class _TensorState:
         return self._moved() or not same_bits(self.tensor.data, self.copy)
 
     def _moved(self) -> bool:
-        now, then = self.tensor.data, self.data
-        assert then is not None
-        return (now.shape, now.stride(), now.dtype, now.device) != (
-            then.shape,
-            then.stride(),
-            then.dtype,
-            then.device,
-        )
+        return self.data is not None and tensor_key(self.tensor) != tensor_key(self.data)
 
     def restore(self) -> None:
+        for name, hooks in self.hooks.items():
+            if getattr(self.tensor, name, None) != hooks:
+                setattr(self.tensor, name, _copied(hooks))
         if self.data is None or self.copy is None:
             return
         with torch.no_grad():
-            self.tensor.data = self.data
+            if self._moved():
+                self.tensor.data = self.data
             if not same_bits(self.data, self.copy):
                 self.data.copy_(self.copy)
         if self.tensor.is_leaf:
-            self.tensor.requires_grad_(self.requires_grad)
-            self.tensor.grad = self.grad
+            if self.tensor.requires_grad != self.requires_grad:
+                self.tensor.requires_grad_(self.requires_grad)
+            if self.tensor.grad is not self.grad:
+                self.tensor.grad = self.grad
+
+
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def _copied(hooks: Any) -> Any:
+    return None if hooks is None else hooks.copy()
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -114,9 +140,20 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
         return False
     if first.device != second.device:
         second = second.to(first.device)
-    if first.is_floating_point() or first.is_complex():
-        return bool(((first == second) | (first.isnan() & second.isnan())).all())
-    return torch.equal(first, second)
+    if first.device.type == "meta":
+        return True
+    if not (first.is_floating_point() or first.is_complex()):
+        return torch.equal(first, second)
+    word = _WORDS.get(first.element_size())
+    # Equal bytes are the usual case, and comparing whole numbers is several times quicker.
+    if (
+        word
+        and first.is_contiguous()
+        and second.is_contiguous()
+        and torch.equal(first.view(word), second.view(word))
+    ):
+        return True
+    return bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
 def _refill(container: Any, content: Any) -> None:
@@ -125,6 +162,6 @@ def _refill(container: Any, content: Any) -> None:
     elif isinstance(container, deque):
         container.clear()
         container.extend(content)
-    elif list(container) != list(content) or isinstance(container, dict):
+    else:
         container.clear()
         container.update(content)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import traceback
-from contextlib import contextmanager
+import warnings
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+import torchkeep
 from torchkeep.checks.nested import mapped, tensors
 from torchkeep.checks.settings import Captured, reseed
 from torchkeep.checks.snapshot import Snapshot
@@ -19,6 +24,7 @@ from torchkeep.tables.survey import Survey, survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
 
     from torchkeep.checks.declaring import Declare, Selection
 
@@ -37,10 +43,13 @@ class Subject:
 
     Attributes:
         layer: the layer that checks run; as given before each check.
+        snapshot: all that the layer held when it was given.
         make: the factory, or None where an instance was given.
+        memo: what checks worked out and others can use, by a name of their own.
 
     Raises:
-        CheckError: ``given`` is neither, or the factory makes no module.
+        CheckError: ``given`` is neither, the factory makes no module, or the instance is still lazy.
+        LayerCallError: a lazy layer does not run on the inputs.
     """
 
     def __init__(
@@ -50,26 +59,50 @@ class Subject:
         kwargs: Mapping[str, Any],
         declare: Declare,
     ) -> None:
+        if not callable(given):
+            found = type(given).__name__
+            raise CheckError(
+                f"expected a layer or a function that makes one, found {found}; give `lambda: Layer()`"
+            )
+        self.args, self.kwargs, self.declare = args, dict(kwargs), declare
+        self.memo: dict[str, Any] = {}
         self.make = None if isinstance(given, nn.Module) else given
         self.layer = given if isinstance(given, nn.Module) else self.fresh()
-        self.args, self.kwargs, self.declare = args, dict(kwargs), declare
+        if self.make is None and _lazy_names(self.layer):
+            raise CheckError(
+                f"{type(given).__name__} is still lazy ({', '.join(_lazy_names(self.layer))} have no shape yet), "
+                "so checking it would change it; run it once first, or give a function that makes it"
+            )
+        self.snapshot = Snapshot(self.layer)
 
-    def fresh(self) -> nn.Module:
-        """Make another instance, from the same random state each time.
+    def fresh(self, seed: int = SEED) -> nn.Module:
+        """Make another instance, from one random state; a lazy one is run once, so that it has its shapes.
+
+        Args:
+            seed: of every random generator, set first.
 
         Raises:
-            CheckError: the factory raises, or makes no module.
+            CheckError: the factory raises, or makes no module, or no new one.
+            LayerCallError: a lazy layer does not run on the inputs.
         """
         assert self.make is not None
         with undisturbed():
-            reseed(SEED)
+            reseed(seed)
             try:
                 layer = self.make()
             except Exception as cause:
                 sentence = f"the factory raised {type(cause).__name__}: {cause}; it must make the layer"
                 raise CheckError(sentence) from cause
-        if not isinstance(layer, nn.Module):
-            raise CheckError(f"expected a layer or a function that makes one; it made {type(layer).__name__}")
+            if not isinstance(layer, nn.Module):
+                raise CheckError(f"expected a layer or a function that makes one; it made {type(layer).__name__}")
+            if layer is getattr(self, "layer", None):
+                raise CheckError(
+                    "the factory returned the same instance again; it must make a new one each time, or give the "
+                    "instance itself"
+                )
+            if _lazy_names(layer):
+                with self.explained(layer):
+                    self.call(layer=layer)
         return layer
 
     @property
@@ -114,6 +147,8 @@ class Subject:
         training: bool | None = None,
         seed: int | None = SEED,
         grad: bool = True,
+        carry: bool = False,
+        mode: AbstractContextManager[Any] | None = None,
     ) -> Any:
         """Run the layer once and return its output.
 
@@ -123,14 +158,19 @@ class Subject:
             training: the mode to set first; None: as the layer is.
             seed: of every random generator, set first; None: left as they are.
             grad: whether autograd records.
+            carry: whether to start from what the last call left, instead of from the layer as given.
+            mode: entered around the layer's own code only, such as a ``TorchFunctionMode``.
         """
-        layer = self.layer if layer is None else layer
+        if layer is None:
+            layer = self.layer
+            if not carry:
+                self.snapshot.restore()
         if training is not None:
             layer.train(training)
         args, kwargs = self.inputs() if inputs is None else inputs
         if seed is not None:
             reseed(seed)
-        with torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(grad), nullcontext() if mode is None else mode:
             return layer(*args, **kwargs)
 
     def first_call(self) -> None:
@@ -139,36 +179,65 @@ class Subject:
         Raises:
             LayerCallError: it raises; the sentence shows the inputs' shapes, and its own error is the cause.
         """
-        try:
+        with self.explained(self.layer):
             self.call()
+
+    @contextmanager
+    def explained(self, layer: nn.Module) -> Iterator[None]:
+        """Raise `LayerCallError` from whatever ``layer`` raises on the inputs as given."""
+        try:
+            yield
         except Exception as cause:
             shapes = ", ".join(
                 f"{path} {tuple(tensor.shape)} {tensor.dtype}" for path, tensor in self.input_tensors.items()
             )
             raise LayerCallError(
-                f"{type(self.layer).__name__} does not run on the inputs given ({shapes or 'no tensors'}): "
-                f"{type(cause).__name__}: {cause} ({source_of(cause)}); give inputs that fit, or mend the layer"
+                f"{type(layer).__name__} does not run on the inputs given ({shapes or 'no tensors'}): "
+                f"{type(cause).__name__}: {cause} ({source_of(cause) or 'inside torch'}); "
+                "give inputs that fit, or mend the layer"
             ) from cause
 
 
 @contextmanager
-def undisturbed(layer: nn.Module | None = None) -> Iterator[Captured]:
-    """Put back every global setting and random state on the way out, and all that ``layer`` holds."""
+def undisturbed(snapshot: Snapshot | None = None) -> Iterator[Captured]:
+    """Put back every global setting and random state on the way out, and what a layer held; show no warnings."""
     settings = Captured.now()
-    snapshot = None if layer is None else Snapshot(layer)
     try:
-        yield settings
+        with warnings.catch_warnings():
+            # A check runs the layer in ways its author may never see; what it warns of there is no news.
+            warnings.simplefilter("ignore")
+            yield settings
     finally:
         settings.restore()
         if snapshot is not None:
             snapshot.restore()
 
 
+def _lazy_names(layer: nn.Module) -> list[str]:
+    tensors = itertools.chain(layer.named_parameters(), layer.named_buffers())
+    return [name for name, tensor in tensors if is_lazy(tensor)]
+
+
 def source_of(error: BaseException) -> str:
-    """Return ``file:line`` of the innermost frame outside torch that an error came through."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "inside torch"
+    """Return ``file:line`` of the innermost frame outside torch that an error came through; empty: none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def _is_library(filename: str) -> bool:
-    return filename.startswith((torch.__path__[0], __file__.rpartition("checks")[0], "<frozen"))
+def user_line() -> str:
+    """Return ``file:line`` of the layer's code that runs now and is not torch's; empty where there is none."""
+    # traceback.extract_stack would read source files at each operation.
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
+    while frame is not None and frame.f_code is not Subject.call.__code__:
+        if not is_library(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+_LIBRARIES = (*torch.__path__, *torchkeep.__path__)
+
+
+def is_library(filename: str) -> bool:
+    """Tell whether a source file is part of torch, of torchkeep or of the interpreter."""
+    return filename.startswith((*_LIBRARIES, "<frozen"))

@@ -1,0 +1,157 @@
+"""Probe a layer: run it in both modes on several inputs, and see what a change of one tensor changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchkeep.checks.comparing import differences, kept
+from torchkeep.checks.nested import mapped, tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torchkeep.checks.subject import Inputs, Subject
+
+
+def noise(tensor: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return standard normal values of the shape, dtype and device of a floating-point tensor."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(tensor.device, tensor.dtype)
+
+
+_CHANGES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    lambda tensor: tensor,
+    lambda tensor: -tensor,
+    lambda tensor: tensor + noise(tensor, 1),
+    lambda tensor: tensor * 10,
+)
+"""Ways to change a floating-point input, for the sake of branches that depend on values."""
+
+
+def is_real(tensor: torch.Tensor) -> bool:
+    """Tell whether autograd can differentiate by a tensor: floating point or complex, and strided."""
+    return (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout == torch.strided
+
+
+def probes(subject: Subject, *, count: int = len(_CHANGES)) -> Iterator[tuple[bool, Inputs]]:
+    """Yield modes (True: training) and inputs to run the layer with; the inputs as given come first.
+
+    Inputs that the layer does not run on, except those as given, are left out: others checks tell of that.
+
+    Args:
+        subject: the layer.
+        count: how many kinds of inputs.
+    """
+    for position, change in enumerate(_CHANGES[:count]):
+
+        def convert(_: str, tensor: torch.Tensor, change: Callable[..., torch.Tensor] = change) -> torch.Tensor:
+            own = tensor.detach().clone()
+            return change(own) if is_real(own) else own
+
+        if position == 0 or _runs_on(subject, convert):
+            for training in (False, True):
+                yield training, subject.inputs(convert)
+
+
+def _runs_on(subject: Subject, convert: Callable[[str, torch.Tensor], torch.Tensor]) -> bool:
+    """Tell whether the layer takes such values: a probability, say, has no negative."""
+    try:
+        subject.call(subject.inputs(convert), training=False, grad=False)
+    except Exception:  # noqa: BLE001 - whatever it raises, these are not values to judge it by
+        return False
+    return True
+
+
+def with_leaves(inputs: Inputs) -> tuple[Inputs, dict[str, torch.Tensor]]:
+    """Return inputs that lead to leaves, and those leaves by path (``args[0]``).
+
+    What is handed over is computed from the leaves, since layers may work in place on what they are given.
+    """
+    leaves: dict[str, torch.Tensor] = {}
+
+    def convert(path: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not is_real(tensor):
+            return tensor
+        leaves[path] = tensor.detach().clone().requires_grad_()
+        return leaves[path].clone()
+
+    args, kwargs = inputs
+    return (mapped(args, convert, "args"), mapped(kwargs, convert, "kwargs")), leaves
+
+
+def differentiable(output: Any) -> list[torch.Tensor]:
+    """Return the tensors of an output that autograd can start from."""
+    return [tensor for _, tensor in tensors(output) if tensor.requires_grad]
+
+
+def pull_back(output: Any, wanted: Iterable[torch.Tensor], *, retain: bool = False) -> list[torch.Tensor | None]:
+    """Return the gradients of ``wanted`` under random cotangents of every differentiable output.
+
+    Random ones, since the gradient of a plain sum vanishes for layers that normalise.
+    """
+    starts, ends = differentiable(output), list(wanted)
+    if not starts or not ends:
+        return [None for _ in ends]
+    cotangents = [noise(start, seed) for seed, start in enumerate(starts, start=1)]
+    return list(torch.autograd.grad(starts, ends, cotangents, allow_unused=True, retain_graph=retain))
+
+
+def perturbed(tensor: torch.Tensor, seed: int, size: float = 1.0) -> torch.Tensor:
+    """Return other values of the same shape and dtype that are as likely to be valid as the given ones.
+
+    Floating point: noise ``size`` times as large as the values. Booleans are negated; other values stand in
+    reversed order, or, where that changes nothing, are one more than they were.
+    """
+    own = tensor.detach()
+    if own.is_floating_point() or own.is_complex():
+        scale = own.abs().double().mean().item() if own.numel() else 0.0
+        return own + noise(own, seed) * (scale or 1.0) * size
+    if own.dtype == torch.bool:
+        return ~own
+    reverse = own.flatten().flip(0).view(own.shape)
+    return own + 1 if torch.equal(reverse, own) else reverse
+
+
+def effective(subject: Subject, candidates: dict[str, torch.Tensor], *, size: float = 1.0) -> list[str]:
+    """Return the names of the tensors whose change changes an output in some probe.
+
+    Each is changed by itself, in place, so that views and other references see it too. A layer that raises with
+    other values depends on them.
+
+    Args:
+        subject: the layer.
+        candidates: tensors by name; they need not be registered.
+        size: of the change, relative to the values.
+    """
+    found: dict[str, None] = {}
+    for training, inputs in probes(subject):
+        waiting = {name: tensor for name, tensor in candidates.items() if name not in found and tensor.numel()}
+        if not waiting:
+            break
+        before = kept(subject.call(kept(inputs), training=training, grad=False))
+        if differences(before, subject.call(kept(inputs), training=training, grad=False), exact=True):
+            continue  # it changes by itself, so a change shows nothing
+        for name, tensor in waiting.items():
+            if _changes(subject, tensor, (training, inputs), before, size):
+                found[name] = None
+    return [name for name in candidates if name in found]
+
+
+def _changes(subject: Subject, tensor: torch.Tensor, probe: tuple[bool, Inputs], before: Any, size: float) -> bool:
+    subject.snapshot.restore()
+    data = tensor.data  # not detach(): that would count the change as a version of the caller's tensor
+    copy = data.clone()
+    try:
+        data.copy_(perturbed(data, 2, size))
+    except RuntimeError:
+        return False  # an expanded view or an inference tensor: its elements can't be written
+    try:
+        after = subject.call(kept(probe[1]), training=probe[0], grad=False, carry=True)
+        return bool(differences(before, after, exact=True))
+    except Exception:  # noqa: BLE001 - raising is an effect as well
+        return True
+    finally:
+        data.copy_(copy)
