@@ -280,8 +280,19 @@ def test_a_file_that_is_not_there_or_can_not_be_read(tmp_path):
 
 def test_a_recipe_that_can_not_be_built_can_be_looked_at():
     """Printing is for seeing what is wrong, so it raises nothing."""
-    for node in ({"module": 3}, {"dataclass": 3}, {"member": 3}, DEEP_LIST, {"dict": {"a": {"module": []}}}):
+    for node in (
+        {"module": 3},
+        {"dataclass": 3},
+        {"dataclass": {}},
+        {"member": 3},
+        DEEP_LIST,
+        {"dict": {"a": {"module": []}}},
+    ):
         assert "not an argument" in str(tk.Recipe.from_dict(recipe_of(sequential(anything(node)))))
+    deep = linear()
+    for _ in range(100):
+        deep = sequential(deep)
+    assert str(tk.Recipe.from_dict(recipe_of(deep))).endswith("...")
 
 
 def corrupted(data, draw):

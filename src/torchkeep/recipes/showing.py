@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torchkeep.formats.values import Node
 
 _LONG = 60
+_DEEP = 64
 _SELF_EVIDENT = {"dtype", "memory_format", "function", "class", "device", "size"}
 
 
@@ -31,8 +32,8 @@ def lines_of(recipe: Recipe) -> Iterator[str]:
 
 def _entry_lines(entry: Entry | None, name: str, depth: int) -> Iterator[str]:
     head = "  " * depth + (f"{name}: " if name else "")
-    if entry is None:
-        yield f"{head}None"
+    if entry is None or depth > _DEEP:
+        yield f"{head}{'None' if entry is None else '...'}"
         return
     if entry.same:
         yield f"{head}the same as {entry.same}{f' at {entry.at}' if entry.at else ''}"
@@ -50,7 +51,7 @@ def _entry_lines(entry: Entry | None, name: str, depth: int) -> Iterator[str]:
 def _argument(node: Node, path: str, modules: list[tuple[str, Entry]]) -> str:
     try:
         return _value(node, path, modules)
-    except (msgspec.ValidationError, TypeError, AttributeError, IndexError, RecursionError):
+    except (msgspec.ValidationError, TypeError, AttributeError, LookupError, RecursionError):
         # A recipe that somebody sent may hold anything; what can't be built can still be looked at.
         return "(not an argument)"
 
