@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from torchkeep.formats.contents import Contents
 from torchkeep.formats.document import decode_json
 from torchkeep.formats.kinds import holds_pickle
 from torchkeep.formats.safetensors import header_of
+from torchkeep.formats.sharded import Sharded, located
 from torchkeep.formats.values import decode
 from torchkeep.selectors import Selector, as_selector
 from torchkeep.storage.local import LOCAL
@@ -23,7 +23,8 @@ from torchkeep.tensors.plain import PLAIN_READERS
 from torchkeep.tensors.reading import read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import os
+    from collections.abc import Mapping, Sequence
 
     import msgspec
     from torch import Tensor
@@ -44,10 +45,12 @@ def load(
 
     Tied tensors come back as one object; tensors that shared memory share it again; an ``nn.Parameter`` is one
     again, and what required a gradient does. A module's file gives the flat dict of its state, aliases included,
-    with plain tensors, as ``state_dict`` does. So does a safetensors file that something else wrote.
+    with plain tensors, as ``state_dict`` does. So do a safetensors file that something else wrote, and an index.
 
     Args:
-        path: the file; of which kind it is, is told by what it holds.
+        path: the file; of which kind it is, is told by what it holds. Or an index of several files, such as
+            ``model.safetensors.index.json``, or a folder with an index or one model file; that of an index is
+            loaded as a flat dict.
         select: which tensors; then the result is a flat dict from names to tensors, each tied one under its
             owner's name and every alias, and only their bytes are read.
         device: where the tensors go.
@@ -78,7 +81,11 @@ def load_from(
     verify: bool = True,
 ) -> Any:
     """Load through any storage; see `load`."""
-    with closing(storage.open(os.fspath(path))) as file:
+    found = located(path)
+    if isinstance(found, Sharded):
+        names = list(found.where) if select is None else _chosen(found.listing, select)
+        return _of_parts(storage, found, names, device, verify=verify)
+    with closing(storage.open(found)) as file:
         if holds_pickle(file):
             reader = PickledReader(file, verify=verify, device=device)
             return reader.value() if select is None else reader.tensors(_chosen(reader.pickled.listing, select))
@@ -89,6 +96,26 @@ def load_from(
         if contents.document is None:
             return read_tensors(file, contents, contents.names, device=device, verify=verify)
         return _whole(file, contents, contents.document, device, verify=verify)
+
+
+def _of_parts(
+    storage: Storage, sharded: Sharded, names: Sequence[str], device: str | torch.device, *, verify: bool
+) -> dict[str, Any]:
+    """Load some of what the files under an index hold."""
+    by_part: dict[str, list[str]] = {}
+    for name in names:
+        by_part.setdefault(sharded.where[name], []).append(name)
+    found: dict[str, Any] = {}
+    for part, held in by_part.items():
+        with closing(storage.open(part)) as file:
+            if holds_pickle(file):
+                reader = PickledReader(file, verify=verify, device=device)
+                tensors = [name for name in held if name in reader.pickled.tensors]
+                found.update(reader.tensors(tensors))
+                found.update({name: reader.item(name) for name in held if name not in found})
+            else:
+                found.update(read_tensors(file, Contents(header_of(file)), held, device=device, verify=verify))
+    return {name: found[name] for name in names}
 
 
 def _chosen(listing: Listing, select: str | Selector) -> list[str]:

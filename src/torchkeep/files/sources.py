@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torchkeep.files.loading import extra_state
 from torchkeep.formats.contents import Contents
 from torchkeep.formats.kinds import holds_pickle
 from torchkeep.formats.safetensors import header_of
+from torchkeep.formats.sharded import Sharded, located
 from torchkeep.names import join
 from torchkeep.tables.survey import survey
 from torchkeep.tables.table import ParameterTable
@@ -223,11 +224,8 @@ def opened(storage: Storage, source: Any) -> Iterator[Source]:
         StorageError: the file can't be read.
     """
     if isinstance(source, str | os.PathLike):
-        file = storage.open(os.fspath(source))
-        try:
-            yield PickledSource(file) if holds_pickle(file) else FileSource(file)
-        finally:
-            file.close()
+        with ExitStack() as stack:
+            yield _of_path(storage, source, stack)
     elif isinstance(source, nn.Module):
         yield _of_module(source)
     elif isinstance(source, ParameterTable):
@@ -241,6 +239,19 @@ def opened(storage: Storage, source: Any) -> Iterator[Source]:
             f"expected a path, a mapping from names to tensors, a torch.nn.Module or a table; "
             f"found {type(source).__name__}"
         )
+
+
+def _of_path(storage: Storage, path: str | os.PathLike[str], stack: ExitStack) -> Source:
+    def of_file(path: str) -> Source:
+        file = stack.enter_context(closing(storage.open(path)))
+        return PickledSource(file) if holds_pickle(file) else FileSource(file)
+
+    found = located(path)
+    if isinstance(found, Sharded):
+        from torchkeep.files.parts import ShardedSource  # noqa: PLC0415 - it builds on this module
+
+        return ShardedSource(found, {part: of_file(part) for part in found.parts})
+    return of_file(found)
 
 
 def _extra_keys(root: Any) -> tuple[str, ...]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchkeep.formats.contents import Contents
 from torchkeep.formats.contents import open_contents as open_contents
-from torchkeep.formats.kinds import holds_pickle
-from torchkeep.formats.opening import FileReader
-from torchkeep.formats.safetensors import header_of
+from torchkeep.formats.sharded import Sharded, described_at, located
 
 if TYPE_CHECKING:
     import os
@@ -17,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def listing_of(path: str | os.PathLike[str]) -> Listing:
-    """Return the rows of the tensors in a file of safetensors or torch.save, told apart by what it holds.
+    """Return the rows of the tensors in a file of safetensors or torch.save, or in a folder of such files.
 
-    Torch is not needed, and no tensor is read. Nothing is unpickled.
+    Of which kind a file is, is told by what it holds; what a folder needs to hold, `sharded.located` says. Torch
+    is not needed, and no tensor is read. Nothing is unpickled.
 
     A file that `torchkeep.save` made from a module knows the kinds and classes of its tensors, so that selectors
     such as ``:buffer`` and ``@Linear`` mean on it what they mean on the live model.
@@ -32,9 +30,5 @@ def listing_of(path: str | os.PathLike[str]) -> Listing:
         MissingFileError: there is no such file.
         StorageError: the file can't be read.
     """
-    with FileReader(path) as file:
-        if holds_pickle(file):
-            from torchkeep.formats.pickles import pickled_of  # noqa: PLC0415 - files of safetensors don't need it
-
-            return pickled_of(file).listing
-        return Contents(header_of(file)).listing
+    found = located(path)
+    return found.listing if isinstance(found, Sharded) else described_at(found).listing
