@@ -275,7 +275,7 @@ def test_chosen_tensors_are_read_alone(tmp_path):
         assert list(found) == ["a.half", "a.w"]
         assert found["a.half"].data_ptr() == found["a.w"][3:].data_ptr()
         assert list(reader._storages) == [reader.pickled.tensors["a.w"].storage.key]
-        assert reader.tensors(["a.w"])["a.w"] is found["a.w"]
+        assert reader.tensors(["a.w"])["a.w"].data_ptr() == found["a.w"].data_ptr()
         assert torch.equal(reader.tensors(["b"])["b"], torch.ones(1000))
 
 

@@ -96,19 +96,23 @@ class PickledReader:
         return _Making(self).value(self.pickled.root[key])
 
     def tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Return the tensors of those names; of a tie, any name will do."""
+        """Return tensors by name, any of a tie's: plain ones without gradients, as state_dicts have them."""
         wanted = {name: self.pickled.tensors[name] for name in names}
         self._read(wanted.values())
-        return {name: self.tensor(described) for name, described in wanted.items()}
+        plain = {described.identity: described for described in wanted.values()}
+        made = {identity: self._plain(described) for identity, described in plain.items()}
+        return {name: made[described.identity] for name, described in wanted.items()}
 
     def tensor(self, described: TensorRef) -> torch.Tensor:
-        """Return the tensor that is described, once its storage has been read."""
+        """Return the tensor that is described, as it was saved, once its storage has been read."""
         found = self._tensors.get(described.identity)
         if found is None:
-            found = self._tensors[described.identity] = self._made(described)
+            found, gradient = self._plain(described), described.requires_grad
+            found = nn.Parameter(found, gradient) if described.parameter else found.requires_grad_(gradient)
+            self._tensors[described.identity] = found
         return found
 
-    def _made(self, described: TensorRef) -> torch.Tensor:
+    def _plain(self, described: TensorRef) -> torch.Tensor:
         dtype = self.dtype(described.dtype)
         if described.storage is None:
             made = empty(described.shape, dtype, "meta", described.stride)
@@ -120,9 +124,7 @@ class PickledReader:
             made = made.conj()
         if described.neg:
             made = torch._neg_view(made)  # noqa: SLF001 - nothing public sets this bit alone
-        if described.parameter:
-            return nn.Parameter(made, described.requires_grad)
-        return made.requires_grad_(described.requires_grad)
+        return made
 
     def dtype(self, name: str) -> torch.dtype:
         """Return torch's dtype of that name."""

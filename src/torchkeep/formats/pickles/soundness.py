@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 MAPPINGS: Final = frozenset({dict, Ordered, Counter})
 SEQUENCES: Final = frozenset({list, tuple})
 _SETS: Final = frozenset({set, frozenset})
-_LEAVES: Final = frozenset(
-    {type(None), bool, int, float, complex, str, bytes, bytearray, TensorRef, Dtype, Device, Layout, Size}
+_CONTAINERS: Final = MAPPINGS | SEQUENCES | _SETS
+_PLAIN: Final = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, bytearray, Dtype, Device, Layout, Size}
 )
+_LEAVES: Final = _PLAIN | {TensorRef}
 
 
 class Walk(Struct):
@@ -36,6 +38,12 @@ class Walk(Struct):
     tensors: int = 0
     visits: int = 0
     height: int = 0
+
+
+_FLAT: Final = Walk(None)
+"""Stands for any container without tensors and further containers: there may be millions."""
+_SHORT: Final = 16
+"""Items that are looked at again sooner than remembered."""
 
 
 def check(root: Any, path: str) -> dict[int, Walk]:
@@ -77,7 +85,7 @@ def check(root: Any, path: str) -> dict[int, Walk]:
     return bearing
 
 
-def _look(walk: Walk, parts: Iterator[Any], done: Mapping[int, Walk]) -> Any:
+def _look(walk: Walk, parts: Iterator[Any], done: dict[int, Walk]) -> Any:
     """Count parts up to a container that has not been looked at yet, and return that; None after the last part."""
     for part in parts:
         walk.visits += 1
@@ -85,10 +93,22 @@ def _look(walk: Walk, parts: Iterator[Any], done: Mapping[int, Walk]) -> Any:
             walk.tensors += 1
         elif type(part) not in _LEAVES:
             inner = done.get(id(part))
+            if inner is None and type(part) in _CONTAINERS and _is_flat(part):
+                inner = _FLAT
+                if len(part) > _SHORT:
+                    done[id(part)] = inner
             if inner is None:
                 return part
             _add(walk, inner)
     return None
+
+
+def _is_flat(container: Any) -> bool:
+    """Tell, quickly, whether nothing but plain values is in a container."""
+    if type(container) is Ordered and container.metadata is not None:
+        return False
+    values = container.values() if type(container) in MAPPINGS else container
+    return _PLAIN.issuperset(map(type, values))
 
 
 def _add(outer: Walk, inner: Walk) -> None:
