@@ -16,7 +16,6 @@ from torchkeep.errors import (
     MissingFieldError,
     MissingFileError,
     NoMatchError,
-    StorageError,
     TableError,
 )
 
@@ -108,17 +107,19 @@ def test_damage_names_the_tensor_and_spares_the_others(tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    """A missing file, a directory, an empty file and another format are told apart."""
+    """A missing file, a directory, an empty file and an unknown format are told apart."""
     with pytest.raises(MissingFileError):
         tk.params(tmp_path / "missing.safetensors")
     with pytest.raises(MissingFileError):
         tk.params(Path("missing.pt"))  # a path object is a path, whatever it looks like
-    with pytest.raises(StorageError, match="directory"):
+    with pytest.raises(FormatError, match="holds no model"):
         tk.params(tmp_path)
     empty = tmp_path / "empty.safetensors"
     empty.touch()
     with pytest.raises(FormatError, match="empty"):
         tk.params(empty)
-    torch.save({"a": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(MissingFileError):
+        tk.params("missing.pth")
+    (tmp_path / "model.pt").write_bytes(b"PK\x03\x04" + bytes(100))
     with pytest.raises(FormatError, match="zip"):
         tk.params(str(tmp_path / "model.pt"))

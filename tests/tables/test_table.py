@@ -318,7 +318,7 @@ def test_the_same_selection_of_module_and_state_dict():
         ({"a": torch.zeros(1), "b": {"c": torch.zeros(1)}}, "a dict under 'b'"),
         ({0: torch.zeros(1)}, "one is 0"),
         ("STORE@latest", r"'STORE@latest'.*\.safetensors"),
-        ("model.pt", r"'model\.pt'.*\.safetensors"),
+        ("my model", r"'my model'.*\.safetensors"),
     ],
 )
 def test_what_is_no_source(source, found):
