@@ -1,4 +1,4 @@
-"""Gradients: every parameter that matters gets one, and two training steps in a row work."""
+"""Where gradients flow: every parameter that matters gets one, and every parameter matters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchkeep.checks.comparing import differences, kept
-from torchkeep.checks.nested import mapped, tensors
+from torchkeep.checks.nested import tensors
 from torchkeep.checks.probing import (
     differentiable,
     effective,
@@ -21,7 +21,6 @@ from torchkeep.checks.probing import (
 from torchkeep.checks.reaching import code_mentions
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
-from torchkeep.checks.subject import source_of
 from torchkeep.checks.watching import CutWatch
 
 if TYPE_CHECKING:
@@ -68,13 +67,31 @@ def flow_of(subject: Subject) -> Flow:
             output = subject.call(inputs, training=training)
             flow.inputs = tuple(leaves)
             flow.differentiable |= any(is_real(tensor) for _, tensor in tensors(output))
-            flow.custom |= bool(custom_functions(differentiable(output)))
+            flow.custom |= bool(custom_functions(output))
             wanted = {**flow.parameters, **leaves}
             flow.add(dict(zip(wanted, pull_back(output, wanted.values()), strict=True)))
             if flow.reached >= wanted.keys():
                 break
         subject.memo["flow"] = flow
     return subject.memo["flow"]  # type: ignore[no-any-return]  # it was put there above
+
+
+def custom_functions(output: Any) -> dict[str, Any]:
+    """Return the ``torch.autograd.Function`` classes in an output's graph that are not torch's own, by name."""
+    pending: list[Any] = [start.grad_fn for start in differentiable(output)]
+    seen = set()
+    found = {}
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            written: Any = getattr(type(node), "_forward_cls", type(node))
+            if not written.__module__.startswith("torch."):
+                found[written.__name__] = written
+        pending.extend(following for following, _ in node.next_functions)
+    return found
 
 
 @proves(needs=("eval_determinism",))
@@ -197,52 +214,4 @@ def unused_parameter(subject: Subject) -> Iterator[Finding]:
             else "use it or remove it; if only other methods use it, list unused_parameter in `expected`",
             tensor=name,
             severe=not untaken,
-        )
-
-
-def custom_functions(starts: list[torch.Tensor]) -> set[str]:
-    """Return the names of the ``torch.autograd.Function`` classes in a graph that are not torch's own."""
-    pending: list[Any] = [start.grad_fn for start in starts]
-    seen = set()
-    names: set[str] = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            written = getattr(type(node), "_forward_cls", type(node))
-            if not written.__module__.startswith("torch."):
-                names.add(written.__name__)
-        pending.extend(following for following, _ in node.next_functions)
-    return names
-
-
-@proves(needs=("severed_gradient",))
-def backward_twice(subject: Subject) -> Iterator[Finding]:
-    """Prove that two training steps in a row work, and that backward gives the same gradients twice.
-
-    Does not apply where no output requires a gradient. Decided by forward, backward twice over the one graph,
-    forward, backward, with nothing restored in between: a state that is kept with its graph raises in the end.
-    """
-    inputs, leaves = with_leaves(subject.inputs())
-    output = subject.call(inputs, training=True)
-    wanted = [*flow_of(subject).parameters.values(), *leaves.values()]
-    if not differentiable(output) or not wanted:
-        raise NotApplicable("no output leads to anything that gets a gradient")
-    first = pull_back(output, wanted, retain=True)
-    if differences(first, pull_back(output, wanted)):
-        yield Finding(
-            "the gradients of one graph differ when backward runs over it a second time",
-            "compute backward from saved tensors only, and change nothing there",
-        )
-    inputs, leaves = with_leaves(mapped(subject.inputs(), lambda _, tensor: tensor))
-    try:
-        again = subject.call(inputs, training=True, carry=True)
-        pull_back(again, [*flow_of(subject).parameters.values(), *leaves.values()])
-    except RuntimeError as error:
-        yield Finding(
-            f"a second training step raises in backward: {str(error).splitlines()[0]}",
-            "detach what is kept from one call to the next, as in `self.state = state.detach()`",
-            where=source_of(error),
         )
