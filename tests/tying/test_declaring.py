@@ -230,6 +230,14 @@ def test_names_ignore_other_wrappers():
     assert ties(net.module) == ties(net)
 
 
+def test_names_may_be_spelled_as_selectors_do():
+    """What a table shows pastes back."""
+    net = nn.ModuleDict({"block 0": nn.Linear(2, 2), "block 1": nn.Linear(2, 2)})
+    assert tie(net, "'block 1'.weight", "block 0.weight").owner == "block 1.weight"
+    with pytest.raises(TieError, match="owner"):
+        tie(net, "'block 1'.weight", "block 1.weight")
+
+
 def test_anything_but_a_module_is_refused():
     """A dict has no places to tie."""
     with pytest.raises(SourceError, match="dict"):

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from torch.nn.parameter import is_lazy
 
-from torchkeep.errors import NoMatchError, TieError
+from torchkeep.errors import TieError
 from torchkeep.names import join
-from torchkeep.selectors.suggest import did_you_mean, nearest
+from torchkeep.selectors import as_literal
+from torchkeep.tables.refusing import unknown_name
 from torchkeep.tables.survey import OWNERS_ATTRIBUTE, Place, Survey, TieGroup, survey
 from torchkeep.tying.hanging import hang_all
 from torchkeep.tying.overlaps import real_overlaps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -74,8 +75,8 @@ def tie(net: nn.Module, owner: str, *aliases: str) -> TieGroup:
 
     Args:
         net: the model.
-        owner: name of the parameter to keep.
-        aliases: names of the parameters that become it. Everything an alias is already tied to comes along.
+        owner: name of the parameter to keep, as it is or as a selector spells it (``0.'block 1'.weight``).
+        *aliases: names of the parameters that become it. Everything an alias is already tied to comes along.
 
     Returns:
         The tie as it is now, with every name.
@@ -88,20 +89,21 @@ def tie(net: nn.Module, owner: str, *aliases: str) -> TieGroup:
     """
     found = survey(net)
     rows = {name: row for row, known in enumerate(found.listing.rows) for name in known.names}
-    _check_names(found, rows, owner, aliases)
-    problems = [*_wrappers(net), *_problems(found, rows, owner, aliases)]
+    owner, *others = (name if name in rows else as_literal(name) or name for name in (owner, *aliases))
+    _check_names(found, rows, owner, others)
+    problems = [*_wrappers(net), *_problems(found, rows, owner, others)]
     if problems:
         raise TieError("\n".join(problems))
     keeper = _place(found, rows, owner).tensor
-    group = {name for alias in (owner, *aliases) for name in found.listing.rows[rows[alias]].names}
+    group = {name for alias in (owner, *others) for name in found.listing.rows[rows[alias]].names}
     declared = _declared(found, owner, group)
-    hang_all((place, keeper) for place in _to_change(found, rows, owner, aliases))
+    hang_all((place, keeper) for place in _to_change(found, rows, owner, others))
     for module, names in declared:
         module.__dict__[OWNERS_ATTRIBUTE] = names
     return next(known for known in survey(net).ties if known.owner == owner)
 
 
-def _check_names(found: Survey, rows: dict[str, int], owner: str, aliases: tuple[str, ...]) -> None:
+def _check_names(found: Survey, rows: dict[str, int], owner: str, aliases: Sequence[str]) -> None:
     if not aliases:
         raise TieError(f"tie {owner!r} with what? Give at least one more name: tie(net, owner, alias, ...)")
     if owner in aliases:
@@ -112,10 +114,7 @@ def _check_names(found: Survey, rows: dict[str, int], owner: str, aliases: tuple
             continue
         if name in plain:
             raise TieError(_parametrized(name))
-        error = NoMatchError()
-        error.wanted, error.nearest = name, nearest(name, rows)
-        error.args = (f"no parameter of {found.listing.source} is called {name!r};{did_you_mean(name, rows)}",)
-        raise error
+        raise unknown_name(name, found.listing.rows, found.listing.source, found.listing)
 
 
 def _wrappers(net: nn.Module) -> Iterator[str]:
@@ -129,7 +128,7 @@ def _wrappers(net: nn.Module) -> Iterator[str]:
             )
 
 
-def _problems(found: Survey, rows: dict[str, int], owner: str, aliases: tuple[str, ...]) -> Iterator[str]:
+def _problems(found: Survey, rows: dict[str, int], owner: str, aliases: Sequence[str]) -> Iterator[str]:
     unfit = {name: problem for name in (owner, *aliases) if (problem := _unfit(found, rows, name))}
     yield from unfit.values()
     keeper = _place(found, rows, owner).tensor
@@ -175,7 +174,7 @@ def _place(found: Survey, rows: dict[str, int], name: str) -> Place:
     return next(place for place in found.places[rows[name]] if place.name == name)
 
 
-def _to_change(found: Survey, rows: dict[str, int], owner: str, aliases: tuple[str, ...]) -> list[Place]:
+def _to_change(found: Survey, rows: dict[str, int], owner: str, aliases: Sequence[str]) -> list[Place]:
     """Return the places of the aliases; of other Parameters that share the owner's storage, only those named."""
     keeper = _place(found, rows, owner).tensor
     changed: dict[str, Place] = {}
