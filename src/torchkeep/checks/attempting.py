@@ -1,0 +1,74 @@
+"""Calls that may fail, and inputs with other values, layouts and dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchkeep.checks.comparing import outputs
+from torchkeep.checks.subject import source_of
+
+if TYPE_CHECKING:
+    from torchkeep.checks.subject import Inputs, Subject
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of a call.
+
+    Attributes:
+        output: what it returned; None where it raised.
+        error: what it raised; None where it returned.
+    """
+
+    output: Any = None
+    error: Exception | None = None
+
+    @property
+    def raised(self) -> str:
+        """The error in one line, such as ``RuntimeError: shape ...``; empty where there was none."""
+        if self.error is None:
+            return ""
+        lines = str(self.error).strip().splitlines()
+        return f"{type(self.error).__name__}: {lines[0] if lines else ''}"
+
+    @property
+    def where(self) -> str:
+        """``file:line`` where it was raised in the layer's own code; empty where that is inside torch."""
+        where = "" if self.error is None else source_of(self.error)
+        return "" if where == "inside torch" else where
+
+
+def attempt(subject: Subject, inputs: Inputs | None = None, **options: Any) -> Attempt:
+    """Call the layer in eval mode without autograd, unless ``options`` of `Subject.call` say otherwise."""
+    options = {"training": False, "grad": False, **options}
+    try:
+        return Attempt(output=subject.call(inputs, **options))
+    except Exception as error:  # noqa: BLE001 - a layer may raise anything; the check decides what it means
+        return Attempt(error=error)
+
+
+def reversed_layout(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy with the same values whose dimensions lie in memory in the opposite order."""
+    if tensor.layout != torch.strided:
+        return tensor.detach().clone()
+    order = tuple(reversed(range(tensor.ndim)))
+    return tensor.detach().permute(order).clone(memory_format=torch.contiguous_format).permute(order)
+
+
+def converted(subject: Subject, dtype: torch.dtype) -> Inputs:
+    """Return copies of the inputs, the real floating-point ones in ``dtype``."""
+    return subject.inputs(
+        lambda _, tensor: tensor.detach().clone().to(dtype if tensor.is_floating_point() else tensor.dtype)
+    )
+
+
+def not_numbers(output: Any) -> set[str]:
+    """Return the paths of an output's tensors that hold a NaN."""
+    return {path for path, tensor in outputs(output).items() if _floats(tensor) and bool(tensor.isnan().any())}
+
+
+def _floats(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and (tensor.is_floating_point() or tensor.is_complex())

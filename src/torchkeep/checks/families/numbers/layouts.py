@@ -1,0 +1,84 @@
+"""The output does not depend on how the inputs lie in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchkeep.checks.attempting import attempt, reversed_layout
+from torchkeep.checks.comparing import differences
+from torchkeep.checks.registry import NotApplicable, proves
+from torchkeep.checks.reporting import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from torchkeep.checks.subject import Inputs, Subject
+
+
+@proves(needs=("eval_determinism", "inputs_unchanged"))
+def transposed_inputs(subject: Subject) -> Iterator[Finding]:
+    """Prove that inputs that are transposed views give the same output as contiguous ones.
+
+    Does not apply where no input has two dimensions larger than one. Decided by laying out every input in the
+    opposite order of dimensions, with the same values; the output may differ by rounding.
+    """
+    plain = subject.inputs(lambda _, tensor: tensor.detach().clone(memory_format=_contiguous(tensor)))
+    other = subject.inputs(lambda _, tensor: reversed_layout(tensor))
+    if not any(_is_reordered(tensor) for tensor in subject.input_tensors.values()):
+        raise NotApplicable("no input has two dimensions larger than one, so there is only one layout")
+    yield from _compared(subject, plain, other, "transposed (not contiguous)")
+
+
+@proves(needs=("transposed_inputs", "inputs_unchanged"))
+def expanded_inputs(subject: Subject) -> Iterator[Finding]:
+    """Prove that inputs made by ``expand``, whose samples share memory, give the same output as copies do.
+
+    Does not apply where no input has a first dimension larger than one, or where the layer does not run on equal
+    samples. Decided by expanding the first sample of every input along dimension 0; the output may differ by
+    rounding.
+    """
+    if not any(tensor.ndim and tensor.shape[0] > 1 for tensor in subject.input_tensors.values()):
+        raise NotApplicable("no input has a first dimension larger than one")
+    plain = subject.inputs(lambda _, tensor: _expanded(tensor).clone(memory_format=_contiguous(tensor)))
+    other = subject.inputs(lambda _, tensor: _expanded(tensor))
+    yield from _compared(subject, plain, other, "expanded (stride 0)")
+
+
+def _compared(subject: Subject, plain: Inputs, other: Inputs, how: str) -> Iterator[Finding]:
+    """Yield what differs between an output for contiguous inputs and for the same values in another layout."""
+    reference = attempt(subject, plain)
+    if reference.error is not None:
+        raise NotApplicable(f"the layer does not run on contiguous inputs of these values: {reference.raised}")
+    found = attempt(subject, other)
+    if found.error is not None:
+        yield Finding(
+            f"it raises on {how} inputs: {found.raised}",
+            "use reshape instead of view, and no in-place operation on an input",
+            where=found.where,
+        )
+        return
+    for path in differences(reference.output, found.output):
+        yield Finding(
+            f"it differs when the inputs are {how}, although their values are the same",
+            "read inputs by index, never by storage or stride; call .contiguous() where a kernel needs it",
+            tensor=path,
+        )
+
+
+def _contiguous(tensor: torch.Tensor) -> torch.memory_format:
+    import torch  # noqa: PLC0415
+
+    return torch.contiguous_format if tensor.layout == torch.strided else torch.preserve_format
+
+
+def _is_reordered(tensor: torch.Tensor) -> bool:
+    return sum(size > 1 for size in tensor.shape) > 1 and tensor.numel() > 0 and not tensor.is_sparse
+
+
+def _expanded(tensor: torch.Tensor) -> torch.Tensor:
+    own = tensor.detach().clone()
+    if own.ndim == 0 or own.shape[0] < 2 or own.is_sparse:  # noqa: PLR2004 - one sample is its own expansion
+        return own
+    return own[:1].expand(own.shape)

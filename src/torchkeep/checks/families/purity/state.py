@@ -1,0 +1,174 @@
+"""Forward leaves the layer's own parameters, buffers, modes and hooks alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from torchkeep.checks.comparing import differences
+from torchkeep.checks.nested import tensors
+from torchkeep.checks.registry import proves
+from torchkeep.checks.reporting import Finding
+from torchkeep.checks.snapshot import same_bits
+from torchkeep.checks.tracing import first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torchkeep.checks.subject import Subject
+
+
+@proves(needs=("eval_determinism",))
+def state_unchanged(subject: Subject) -> Iterator[Finding]:
+    """Prove that forward changes no parameter, and in eval mode nothing that the next call depends on.
+
+    Always applies; tensors that ``declare.mutates`` selects are excused. Decided by comparing every parameter
+    (in both modes) and every buffer (in eval mode) with a copy made before the call, by the names that there are
+    before and after, and by calling twice in a row in eval mode: outputs that differ although no buffer changed
+    come from something that is in no state_dict.
+    """
+    excused = subject.selected(subject.declare.mutates)
+    found: set[str] = set()
+    for training in (False, True):
+        before = _copies(subject)
+        subject.call(training=training)
+        now = _held(subject.layer)
+        for name in before.keys() | now.keys():
+            gone = name not in before or name not in now
+            matters = gone or not training or isinstance(now[name], nn.Parameter)
+            if (
+                name in excused | found
+                or not matters
+                or (not gone and same_bits(before[name], now[name].detach()))
+            ):
+                continue
+            found.add(name)
+            mode = "training" if training else "eval"
+            what = "added it to the state_dict or took it out" if gone else "changed its value"
+            yield Finding(
+                f"forward {what} in {mode} mode",
+                "change state only in buffers, in place, and only `if self.training`; or declare mutates=[...]",
+                tensor=name,
+                where=_line(subject, name, before.get(name), training=training),
+            )
+    if not found and not excused:
+        yield from _carried(subject)
+
+
+def _carried(subject: Subject) -> Iterator[Finding]:
+    """Yield what a second eval call in a row gives otherwise."""
+    first = subject.call(training=False, grad=False)
+    attributes = {name: dict(vars(module)) for name, module in subject.layer.named_modules()}
+    subject.snapshot.restore()
+    subject.call(training=False, grad=False)
+    second = subject.call(training=False, grad=False, carry=True)
+    paths = differences(first, second)
+    if not paths:
+        return
+    rebound = [
+        f"{name}.{key}".removeprefix(".")
+        for name, module in subject.layer.named_modules()
+        for key, value in vars(module).items()
+        if name in attributes and attributes[name].get(key) is not value and not key.startswith("__")
+    ]
+    yield Finding(
+        f"in eval mode {', '.join(paths)} of a second call on the same inputs differs from the first",
+        "hand state in and out through forward, or keep it in a buffer that changes only `if self.training`",
+        tensor=", ".join(rebound),
+    )
+
+
+def _held(layer: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+
+
+def _copies(subject: Subject) -> dict[str, torch.Tensor]:
+    subject.snapshot.restore()
+    return {name: tensor.detach().clone() for name, tensor in _held(subject.layer).items()}
+
+
+def _line(subject: Subject, name: str, before: torch.Tensor | None, *, training: bool) -> str:
+    def happened() -> bool:
+        now = _held(subject.layer).get(name)
+        return (now is None) != (before is None) or (
+            now is not None and before is not None and not same_bits(before, now.detach())
+        )
+
+    return first_line(lambda: subject.call(training=training), happened)
+
+
+@proves()
+def hooks_left(subject: Subject) -> Iterator[Finding]:
+    """Prove that forward and backward leave no hook behind, on a module, a parameter or an input.
+
+    Always applies. Decided by counting hooks before and after a forward and a backward pass in both modes. A hook
+    on an input is a warning: it changes gradients for whoever else uses that tensor.
+    """
+    found: set[str] = set()
+    for training in (False, True):
+        subject.snapshot.restore()
+        before = _hooks(subject.layer)
+        given = subject.inputs(
+            lambda _, tensor: (
+                tensor.detach().clone().requires_grad_(tensor.is_floating_point() or tensor.is_complex())
+            )
+        )
+        # A layer that works on its inputs in place must not meet leaves.
+        handed = subject.inputs(_views_of(dict((*tensors(given[0], "args"), *tensors(given[1], "kwargs")))))
+        output = subject.call(handed, training=training)
+        made = dict((*tensors(handed[0], "args"), *tensors(handed[1], "kwargs")))
+        hooked = [path for path, tensor in made.items() if tensor._backward_hooks]  # noqa: SLF001 - nothing else tells
+        _backward(output)
+        left = [name for name, count in _hooks(subject.layer).items() if count > before.get(name, 0)]
+        for name in [*left, *hooked]:
+            if name not in found:
+                found.add(name)
+                yield Finding(
+                    "forward left a hook behind" + ("" if name in left else " on its input"),
+                    "register hooks in __init__, or remove each with its handle before forward returns",
+                    tensor=name,
+                    where=_hook_line(subject, name, training=training) if name in left else "",
+                    severe=name in left,
+                )
+
+
+def _views_of(leaves: dict[str, torch.Tensor]) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Return a conversion of inputs to what is computed from leaves that require a gradient."""
+
+    def view(path: str, _: torch.Tensor) -> torch.Tensor:
+        return leaves[path] * 1 if leaves[path].requires_grad else leaves[path]
+
+    return view
+
+
+def _hook_line(subject: Subject, name: str, *, training: bool) -> str:
+    subject.snapshot.restore()
+    before = _hooks(subject.layer).get(name, 0)
+    return first_line(lambda: subject.call(training=training), lambda: _hooks(subject.layer).get(name, 0) > before)
+
+
+def _hooks(layer: nn.Module) -> dict[str, int]:
+    """Return how many hooks hang on each module and parameter."""
+    counts = {
+        name or "the layer itself": sum(len(held) for key, held in vars(module).items() if _is_hooks(key, held))
+        for name, module in layer.named_modules()
+    }
+    for name, tensor in _held(layer).items():
+        for key in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            counts[name] = counts.get(name, 0) + len(getattr(tensor, key, None) or ())
+    return counts
+
+
+def _is_hooks(key: str, held: object) -> bool:
+    return key.endswith("_hooks") and isinstance(held, dict)
+
+
+def _backward(output: object) -> None:
+    """Run backward where there is anything to differentiate; what it raises is for the checks of gradients."""
+    starts = [tensor for _, tensor in tensors(output) if tensor.requires_grad]
+    try:
+        torch.autograd.backward(starts, [torch.ones_like(start) for start in starts])
+    except RuntimeError:
+        return
