@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torchkeep.files.filling import load_into as load_into
     from torchkeep.files.filling import plan_load as plan_load
     from torchkeep.files.loading import load as load
+    from torchkeep.files.modelling import load_model as load_model
     from torchkeep.files.planning import LoadPlan as LoadPlan
     from torchkeep.files.saving import SaveReport as SaveReport
     from torchkeep.files.saving import save as save
@@ -44,6 +45,7 @@ _HOMES = {
     "errors": ("TorchkeepError",),
     "files.filling": ("LoadReport", "load_into", "plan_load"),
     "files.loading": ("load",),
+    "files.modelling": ("load_model",),
     "files.planning": ("LoadPlan",),
     "files.saving": ("SaveReport", "save"),
     "init.plans": ("InitPlan", "initialize"),

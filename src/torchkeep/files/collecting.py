@@ -115,6 +115,9 @@ class _Gatherer:
                 continue
             self._keep(row.name, tensor, row.name, any_class=True)
             collected.aliases.update(dict.fromkeys(row.aliases, row.name))
+        for path in found.modules:
+            if not is_text(path):
+                self._encoder.problems.append((repr(path), "no file can hold a module of that name; rename it"))
         collected.tensors, self._tensors = self._tensors, {}
         self._taken.update(collected.tensors, collected.aliases)
         collected.order = _state_dict_order(found, collected)

@@ -140,14 +140,18 @@ def load_into(
 def load_into_from(storage: Storage, net: nn.Module, source: Any, options: Options, *, atomic: bool) -> LoadReport:
     """Fill a model through any storage; see `load_into`."""
     with opened(storage, source) as found:
-        matched = match(net, found, options)
-        matched.plan.raise_for_problems()
-        extra = found.extra_state() if matched.plan.extra else {}
-        _fill(found, matched, atomic=atomic)
-        for (_, key), module in zip(matched.plan.extra, matched.modules, strict=True):
-            module.set_extra_state(extra[key])
-    nbytes = sum(tensor.numel() * tensor.element_size() for _, tensor in matched.pairs)
-    return LoadReport(matched.plan, nbytes, found.verified)
+        return fill_from(found, net, options, atomic=atomic)
+
+
+def fill_from(source: Source, net: nn.Module, options: Options, *, atomic: bool = False) -> LoadReport:
+    """Fill a model from an open source; see `load_into`."""
+    matched = match(net, source, options)
+    matched.plan.raise_for_problems()
+    extra = source.extra_state() if matched.plan.extra else {}
+    _fill(source, matched, atomic=atomic)
+    for (_, key), module in zip(matched.plan.extra, matched.modules, strict=True):
+        module.set_extra_state(extra[key])
+    return LoadReport(matched.plan, sum(tensor.nbytes for _, tensor in matched.pairs), source.verified)
 
 
 def _fill(source: Source, matched: Matched, *, atomic: bool) -> None:

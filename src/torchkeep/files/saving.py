@@ -6,8 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from torch import nn
+
+from torchkeep.errors import RecipeError
 from torchkeep.files.collecting import collect
 from torchkeep.files.writing import lay_out, write_layout
+from torchkeep.recipes import recipe
 from torchkeep.rows.text import size_text
 from torchkeep.storage.local import LOCAL
 
@@ -27,6 +31,8 @@ class SaveReport:
         nbytes: size of the file.
         ties: the owner's name and then the aliases of each tensor that has several names.
         left_out: names of non-persistent buffers, which are not part of a module's state and are not in the file.
+        no_recipe: why a module's file holds no recipe, so that `load_model` can't build it; None where it holds
+            one, or where no module was saved.
         digest: blake3 of the file's header, which holds the digests of everything else: equal digests mean equal
             files.
     """
@@ -36,6 +42,7 @@ class SaveReport:
     nbytes: int
     ties: tuple[tuple[str, ...], ...]
     left_out: tuple[str, ...]
+    no_recipe: str | None
     digest: str
 
     def __str__(self) -> str:
@@ -43,6 +50,8 @@ class SaveReport:
         lines = [f"saved {names}, {size_text(self.nbytes)}, to {self.path}"]
         lines.extend(f"  tied: {' = '.join(tie)}" for tie in _some(self.ties))
         lines.extend(f"  left out, not persistent: {name}" for name in _some(self.left_out))
+        if self.no_recipe:
+            lines.append("  without a recipe: load_into can load it, load_model can't build it")
         return "\n".join([*lines, f"  blake3 of the header: {self.digest}"])
 
 
@@ -51,6 +60,8 @@ def save(obj: Any, path: str | os.PathLike[str]) -> SaveReport:
 
     The file is written beside ``path``, synced, renamed into place, and the directory is synced; until then the
     old file is as it was, byte for byte. Saving the same values again gives the same bytes.
+
+    A module that a recipe describes is saved with it, so that `load_model` can build it again.
 
     Args:
         obj: a tensor; a nested list, tuple, set or dict of tensors and plain values (None, bool, int, float,
@@ -73,7 +84,8 @@ def save(obj: Any, path: str | os.PathLike[str]) -> SaveReport:
 def save_to(storage: Storage, obj: Any, path: str | os.PathLike[str]) -> SaveReport:
     """Save through any storage; see `save`."""
     collected = collect(obj)
-    layout = lay_out(collected)
+    described, no_recipe = _recipe_of(obj)
+    layout = lay_out(collected, described)
     target = os.fspath(path)
     digest = write_layout(storage, target, layout)
     ties: dict[str, list[str]] = {}
@@ -85,8 +97,19 @@ def save_to(storage: Storage, obj: Any, path: str | os.PathLike[str]) -> SaveRep
         nbytes=layout.nbytes,
         ties=tuple(map(tuple, ties.values())),
         left_out=collected.left_out,
+        no_recipe=no_recipe,
         digest=digest,
     )
+
+
+def _recipe_of(obj: Any) -> tuple[dict[str, Any] | None, str | None]:
+    """Return a module's recipe, or why it has none."""
+    if not isinstance(obj, nn.Module):
+        return None, None
+    try:
+        return recipe(obj).to_dict(), None
+    except RecipeError as error:
+        return None, str(error)
 
 
 def _some(items: tuple[Any, ...]) -> list[Any]:

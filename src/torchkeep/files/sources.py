@@ -91,29 +91,33 @@ class Source(ABC):
 
 
 class FileSource(Source):
-    """An open file."""
+    """An open file.
+
+    Attributes:
+        contents: what it holds.
+    """
 
     def __init__(self, file: ReadableFile) -> None:
         self._file = file
-        self._contents = Contents(header_of(file))
+        self.contents = Contents(header_of(file))
         self.text = repr(file.path)
         self.offers = {}
-        for name in self._contents.names:
-            owner = self._contents.owner(name)
-            dtype, shape = self._contents.kind(owner)
+        for name in self.contents.names:
+            owner = self.contents.owner(name)
+            dtype, shape = self.contents.kind(owner)
             obstacle = None if is_makeable(dtype) else f"torch {torch.__version__} can't make its dtype"
             self.offers[name] = Offer(owner, shape, dtype, obstacle)
-        document = self._contents.document
+        document = self.contents.document
         self.extra = tuple(document.module.extra) if document and document.module else ()
         self.verified = document is not None
 
     def tensors(self, owners: Sequence[str]) -> dict[str, Tensor]:
         """Read tensors."""
-        return read_tensors(self._file, self._contents, owners)
+        return read_tensors(self._file, self.contents, owners)
 
     def fill(self, pairs: Sequence[tuple[str, Tensor]], begun: Callable[[int], object]) -> None:
         """Read tensors straight into their targets."""
-        contents = self._contents
+        contents = self.contents
         direct = [position for position, (owner, _) in enumerate(pairs) if contents.view(owner) is None]
         destinations = [
             Destination(contents.stored(pairs[position][0]), pairs[position][1]) for position in direct
@@ -132,9 +136,9 @@ class FileSource(Source):
 
     def extra_state(self) -> Mapping[str, Any]:
         """Read a module's extra state."""
-        document = self._contents.document
+        document = self.contents.document
         hidden = document.hidden if document else ()
-        return extra_state(self._contents, self.tensors(hidden)) if self.extra else {}
+        return extra_state(self.contents, self.tensors(hidden)) if self.extra else {}
 
 
 class PickledSource(Source):

@@ -61,7 +61,7 @@ def lay_out(collected: Collected, recipe: Any = None) -> Layout:
     """Decide where every byte goes.
 
     Raises:
-        UnsavableError: the header would be longer than readers accept, or a name can't be written.
+        UnsavableError: the header would be longer than readers accept.
     """
     shared = kept(collected.tensors, collected.aliases)
     # Their names were chosen apart from all others; they share nothing, and are no rows.
@@ -71,10 +71,7 @@ def lay_out(collected: Collected, recipe: Any = None) -> Layout:
     entries, order = _entries(pieces)
     document = _document(collected, shared, pieces, recipe)
     metadata = {HEADER_KEY: ZERO_DIGITS, "format": "pt"}
-    try:
-        header = compose_header(entries, {**metadata, DOCUMENT_KEY: encode_document(document)})
-    except UnicodeEncodeError as cause:
-        raise UnsavableError(f"a name can't be saved: {cause}; rename it") from cause
+    header = compose_header(entries, {**metadata, DOCUMENT_KEY: encode_document(document)})
     if len(header) > MAX_HEADER:
         raise UnsavableError(
             f"names, shapes and plain values would make a header of {len(header)} bytes, and readers accept "

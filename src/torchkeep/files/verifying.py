@@ -1,0 +1,207 @@
+"""Read files again and compare every byte with the digests in them. No torch is needed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from zlib import crc32
+
+from msgspec import Struct
+
+from torchkeep.errors import DamageError, FormatError, TorchkeepError
+from torchkeep.formats.contents import Contents
+from torchkeep.formats.digests import digest
+from torchkeep.formats.pickles.checksums import joined_crc
+from torchkeep.formats.sharded import Sharded, described, is_index, model_at, parts_of
+from torchkeep.storage.transfer import Chunk, read_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torchkeep.formats.pickles import Pickled
+    from torchkeep.storage.base import ReadableFile, Storage
+
+Status: TypeAlias = Literal["sound", "structure only", "damaged", "unreadable"]
+
+_PIECE: Final = 8 * 1024 * 1024
+
+
+class Damage(Struct, frozen=True):
+    """A part of a file that is not what was written.
+
+    Attributes:
+        tensor: the tensor that lies there; empty when it is the header.
+        start: first byte in the file.
+        stop: one past the last.
+        problem: what is wrong.
+    """
+
+    tensor: str
+    start: int
+    stop: int
+    problem: str
+
+
+class FileReport(Struct, frozen=True):
+    """What was found in one file.
+
+    Attributes:
+        path: the file.
+        format: ``"torchkeep"``, ``"safetensors"``, ``"pytorch"`` or ``"legacy pytorch"``; None where damage hides it.
+        tensors: how many it holds, a tied one once.
+        nbytes: bytes of their elements in the file.
+        checked: how many of these were compared with a digest or checksum.
+        damage: in the order of the file.
+    """
+
+    path: str
+    format: str | None
+    tensors: int
+    nbytes: int
+    checked: int
+    damage: tuple[Damage, ...]
+
+
+class SourceReport(Struct, frozen=True):
+    """What was found at one path that was given.
+
+    Attributes:
+        source: as it was given.
+        files: the file, or those that an index names.
+        error: why it can't be read, where it can't.
+    """
+
+    source: str
+    files: tuple[FileReport, ...]
+    error: str | None
+
+    @property
+    def status(self) -> Status:
+        """The answer: the worst of its files."""
+        if any(file.damage for file in self.files):
+            return "damaged"
+        if self.error is not None:
+            return "unreadable"
+        return "sound" if all(file.checked == file.nbytes for file in self.files) else "structure only"
+
+
+def verify_source(storage: Storage, source: str | os.PathLike[str]) -> SourceReport:
+    """Verify a file, or all files of an index; what is wrong is returned, not raised."""
+    files: list[FileReport] = []
+    error: str | None = None
+    try:
+        path = model_at(source)
+        for part in parts_of(path) if is_index(path) else [path]:
+            try:
+                files.append(verify_file(storage, part))
+            except TorchkeepError as problem:
+                error = str(problem) if error is None else f"{error}; {problem}"
+        if is_index(path) and error is None and not any(file.damage for file in files):
+            Sharded(path)  # compares the index with its files
+    except TorchkeepError as problem:
+        error = str(problem)
+    return SourceReport(os.fspath(source), tuple(files), error)
+
+
+def verify_file(storage: Storage, path: str) -> FileReport:
+    """Verify one file.
+
+    Raises:
+        FormatError: it is no file that can be read, or it was changed meanwhile.
+        StorageError: it can't be read.
+    """
+    with closing(storage.open(path)) as file:
+        try:
+            part = described(file)
+        except DamageError as damage:
+            found = Damage(damage.tensor, damage.start, damage.stop, str(damage))
+            return FileReport(path, None, 0, 0, 0, (found,))
+        damage, checked, nbytes = (
+            _of_contents(file, part) if isinstance(part, Contents) else _of_pickled(file, part)
+        )
+        if file.has_changed():
+            raise FormatError(f"{path!r} was changed while it was read; verify it again")
+    return FileReport(path, _format(part), len(part.listing.rows), nbytes, checked, tuple(damage))
+
+
+def _format(part: Contents | Pickled) -> str:
+    if isinstance(part, Contents):
+        return "safetensors" if part.document is None else "torchkeep"
+    return "pytorch" if part.container == "zip" else "legacy pytorch"
+
+
+def _of_contents(file: ReadableFile, contents: Contents) -> tuple[list[Damage], int, int]:
+    """Return what is damaged, how many bytes were compared, and how many there are."""
+    names = list(contents.header.entries)
+    spans = [contents.header.span(name) for name in names]
+    nbytes = sum(stop - start for start, stop in spans)
+    digests = contents.digests
+    if digests is None or contents.document is None:
+        return [], 0, nbytes
+    size = contents.document.chunk
+    wrong: list[Chunk] = []
+
+    def check(chunk: Chunk, view: memoryview) -> None:
+        if digest(view) != digests.of(names[chunk.tensor], chunk.offset // size):
+            wrong.append(chunk)
+
+    _read(file, spans, size, check)
+    return (
+        [
+            Damage(names[tensor], start, stop, "the digest of these bytes differs")
+            for tensor, start, stop in _ranges(sorted(wrong))
+        ],
+        nbytes,
+        nbytes,
+    )
+
+
+def _of_pickled(file: ReadableFile, pickled: Pickled) -> tuple[list[Damage], int, int]:
+    """Do the same for a file of torch.save: it has a checksum for each storage."""
+    users: dict[str, str] = {}
+    for name, tensor in pickled.tensors.items():
+        if tensor.storage is not None:
+            users.setdefault(tensor.storage.key, name)
+    nbytes = sum(extent.nbytes for extent in pickled.extents.values())
+    summed = {key: extent for key, extent in pickled.extents.items() if extent.crc is not None}
+    spans = [(extent.start, extent.start + extent.nbytes) for extent in summed.values()]
+    crcs: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def check(chunk: Chunk, view: memoryview) -> None:
+        crcs[chunk.tensor, chunk.offset] = crc32(view), chunk.nbytes
+
+    _read(file, spans, _PIECE, check)
+    found = [0] * len(spans)
+    for (position, _), (crc, length) in sorted(crcs.items()):
+        found[position] = joined_crc(found[position], crc, length)
+    damage = [
+        Damage(users.get(key, ""), start, stop, "the checksum (CRC-32) of these bytes differs")
+        for (key, extent), (start, stop), crc in zip(summed.items(), spans, found, strict=True)
+        if crc != extent.crc
+    ]
+    return sorted(damage, key=lambda one: one.start), sum(stop - start for start, stop in spans), nbytes
+
+
+def _read(
+    file: ReadableFile, spans: Sequence[tuple[int, int]], size: int, check: Callable[[Chunk, memoryview], None]
+) -> None:
+    """Read ranges of a file in chunks, each numbered by its range."""
+    chunks = [
+        Chunk(at, min(size, stop - at), position, at - start)
+        for position, (start, stop) in enumerate(spans)
+        for at in range(start, stop, size)
+    ]
+    read_chunks(file, sorted(chunks), lambda *_: None, check)
+
+
+def _ranges(wrong: Sequence[Chunk]) -> list[tuple[int, int, int]]:
+    """Join neighbouring chunks of one tensor: tensor, first byte, one past the last."""
+    ranges: list[tuple[int, int, int]] = []
+    for chunk in wrong:
+        stop = chunk.start + chunk.nbytes
+        if ranges and ranges[-1][0] == chunk.tensor and ranges[-1][2] == chunk.start:
+            ranges[-1] = (chunk.tensor, ranges[-1][1], stop)
+        else:
+            ranges.append((chunk.tensor, chunk.start, stop))
+    return ranges
