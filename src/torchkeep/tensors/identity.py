@@ -5,14 +5,15 @@ An address tells where there is one; on the meta device every address is 0, and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import torch
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterable, Sequence
 
 Key: TypeAlias = Hashable
 
@@ -113,7 +114,8 @@ def _inner_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
     wrapper: object = tensor
     if not is_traceable_wrapper_subclass(wrapper):
         return []
-    return [getattr(wrapper, name) for name in wrapper.__tensor_flatten__()[0]]
+    parts = (getattr(wrapper, name) for name in wrapper.__tensor_flatten__()[0])
+    return [part for part in parts if isinstance(part, torch.Tensor)]  # a DTensor also names its mesh
 
 
 def _address(storage: torch.UntypedStorage) -> int:
