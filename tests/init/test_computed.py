@@ -257,9 +257,10 @@ def test_an_original_that_is_tied_to_a_plain_parameter_is_that_parameter():
     net = nn.ModuleDict({"a": nn.Linear(3, 3, bias=False), "b": nn.Linear(3, 3, bias=False)})
     parametrize.register_parametrization(net.b, "weight", Doubled())
     net.b.parametrizations.weight.original = net.a.weight
-    plan = tk.initialize(net, {"a.weight": init.normal()})
-    assert len(plan) == 1
-    assert torch.equal(net.b.weight, 2 * plan.values("a.weight"))
+    for selector in ("a.weight", "**"):
+        plan = tk.initialize(net, {selector: init.normal()})
+        assert [row.name for row in plan] == ["a.weight"]
+        assert torch.equal(net.b.weight, 2 * plan.values("a.weight"))
 
 
 def test_a_parametrized_buffer_is_claimed_only_by_name():

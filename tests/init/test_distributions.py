@@ -10,7 +10,7 @@ from torch import nn
 
 from drawing_help import drawn
 from stable_ids import stable
-from torchkeep.init.distributions import BLOCK, Normal, Truncated, Uniform
+from torchkeep.init.distributions import BLOCK, Desk, Normal, Truncated, Uniform
 
 N = 200_000
 LEAST_P = 1e-3
@@ -149,6 +149,20 @@ def test_the_extremes_of_a_one_sided_truncation_are_finite():
     values = drawn(Truncated(0.0, 1.0, -1.0, math.inf), 10_000_000)
     assert values.isfinite().all()
     assert 4.8 < values.max() < 7
+
+
+@pytest.mark.parametrize(("left", "right"), [*INTERVALS, (-math.inf, math.inf), (-1e300, 1e300)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_rarest_bits_give_values_within_the_bounds(left, right, dtype, monkeypatch):
+    """All ones, all zeros and what is next to them, which no test would ever draw: finite, and inside."""
+    integer = torch.int64 if dtype is torch.float64 else torch.int32
+    limits = torch.iinfo(integer)
+    rare = torch.tensor([limits.min, limits.min + 1, -1, 0, 1, limits.max - 1, limits.max] * 16, dtype=integer)
+    monkeypatch.setattr(Desk, "bits", lambda _, count, __: rare[:count])
+    out = torch.empty(112, dtype=dtype)
+    Truncated(0.0, 1.0, left, right).fill(out, Desk())
+    assert out.isfinite().all()
+    assert torch.tensor(left, dtype=dtype) <= out.min() <= out.max() <= torch.tensor(right, dtype=dtype)
 
 
 def test_uniform_is_half_open():

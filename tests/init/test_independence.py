@@ -5,13 +5,14 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import torchkeep as tk
 from drawing_help import drawn
 from torchkeep.init.distributions import Normal, Truncated, Uniform
+from torchkeep.init.drawing import Job
 
 DISTRIBUTIONS = [Normal(0, 1), Uniform(-1, 1), Truncated(0, 1, -2, 2), Truncated(0, 1, 6, 8)]
 
@@ -176,6 +177,25 @@ def test_other_keys_give_independent_values(distribution):
     assert correlations.abs().max() < 4.5 / n**0.5
 
 
+@given(st.text(max_size=4), st.text(max_size=4), *[st.lists(st.integers(0, 300), max_size=3)] * 2)
+@example("a\x01" + 7 * "\0", "a", [], [1])
+@example("a", "a\x01" + 7 * "\0", [1], [])
+def test_no_two_tensors_have_one_key(name, other, shape, others):
+    """Names and shapes are spelled so that none runs into the next: not even a name of odd bytes into a shape."""
+    jobs = [Job(None, b"", *facts, None, 0, 0) for facts in ((name, tuple(shape)), (other, tuple(others)))]
+    assert (jobs[0].message == jobs[1].message) == (name == other and shape == others)
+
+
+def test_small_tensors_do_not_depend_on_their_neighbours():
+    """Sizes that are no multiple of anything, drawn one after another, equal each drawn alone."""
+    net = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in (700, *range(1, 40), 640, 17, 5000, 3)])
+    for initializer in (tk.init.normal(), tk.init.uniform(), tk.init.trunc_normal(), tk.init.trunc_normal(high=9)):
+        for dtype in (torch.float64, torch.float32):
+            plan = tk.initialize(net.to(dtype), {"**": initializer})
+            assert all(torch.equal(value, plan.values(str(place))) for place, value in enumerate(net))
+        assert len({value[0].item() for value in net.parameters()}) == len(net)
+
+
 def test_chunks_of_one_tensor_are_independent():
     """The chunks of a large tensor are not copies of each other, shifted or not."""
     chunks = drawn(Normal(0, 1), 1 << 19).view(8, 65536)
@@ -199,7 +219,28 @@ INDICES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
+@example(
+    distribution=DISTRIBUTIONS[0],
+    shape=(300, 301),
+    index=[slice(5, 9), slice(2, None, 3)],
+    dtype=torch.complex64,
+    ellipsis=False,
+)
+@example(
+    distribution=DISTRIBUTIONS[2],
+    shape=(70_001,),
+    index=[slice(65_530, 65_540)],
+    dtype=torch.complex64,
+    ellipsis=True,
+)
+@example(
+    distribution=DISTRIBUTIONS[1],
+    shape=(5, 40, 700),
+    index=[2, slice(3, 30, 2)],
+    dtype=torch.bfloat16,
+    ellipsis=False,
+)
 @given(
     distribution=st.sampled_from(DISTRIBUTIONS),
     shape=st.sampled_from([(), (7,), (70_001,), (3, 5), (300, 301), (5, 40, 700), (3, 1, 2, 30_000), (3, 0, 4)]),

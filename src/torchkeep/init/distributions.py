@@ -166,15 +166,16 @@ class Truncated:
     def reach(self) -> float:
         """The greatest absolute value that is ever drawn, or somewhat more."""
         far = _FURTHEST * self.std
-        low = self.low if math.isfinite(self.low) else min(self.mean, self.high) - far
-        high = self.high if math.isfinite(self.high) else max(self.mean, self.low) + far
-        return max(abs(low), abs(high))
+        return max(
+            abs(max(self.low, min(self.mean, self.high) - far)),
+            abs(min(self.high, max(self.mean, self.low) + far)),
+        )
 
     def fill(self, out: torch.Tensor, desk: Desk) -> None:
         """Draw values; see `Distribution.fill`."""
         left, right = self._bounds
         if left <= -_UNBOUNDED and right >= _UNBOUNDED:
-            out.normal_(self.mean, self.std, generator=desk.stream.generator).clamp_(self.low, self.high)
+            self._clamp(out.normal_(self.mean, self.std, generator=desk.stream.generator))
         elif left > _TAIL:
             self._from_tail(out, desk, left, right)
         elif right < -_TAIL:
@@ -188,6 +189,11 @@ class Truncated:
         left, right = (self.low - self.mean) / self.std, (self.high - self.mean) / self.std
         return min(left, _FARTHEST), max(right, -_FARTHEST)
 
+    def _clamp(self, values: torch.Tensor) -> torch.Tensor:
+        """Bring in what rounding put outside."""
+        greatest = torch.finfo(values.dtype).max
+        return values.clamp_(max(self.low, -greatest), min(self.high, greatest))
+
     def _from_centre(self, out: torch.Tensor, desk: Desk, left: float, right: float) -> None:
         """Draw between the quantiles ``left`` and ``right``, as values of the error function."""
         single = max(map(abs, self._bounds)) <= _SINGLE and right - left >= _COARSE
@@ -200,7 +206,7 @@ class Truncated:
             values.erfinv_().mul_(_ROOT2 * self.std)
             if self.mean:
                 values.add_(self.mean)
-            part.copy_(values.clamp_(self.low, self.high))
+            part.copy_(self._clamp(values))
 
     def _from_tail(self, out: torch.Tensor, desk: Desk, near: float, far: float, *, side: int = 1) -> None:
         """Draw between ``near`` and ``far`` standard deviations, above the mean or (side -1) below it.
@@ -221,7 +227,7 @@ class Truncated:
                 error = (scaled / reference).log_() - d * (near + d / 2) - t
                 d += error * scaled / math.sqrt(2 / math.pi)
             bound = self.low if side > 0 else self.high
-            part.copy_(d.mul_(side * self.std).add_(bound).clamp_(self.low, self.high))
+            part.copy_(self._clamp(d.mul_(side * self.std).add_(bound)))
 
 
 def _blocks(out: torch.Tensor) -> Iterator[torch.Tensor]:
