@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import torchkeep as tk
@@ -63,10 +64,11 @@ def test_a_model_that_no_recipe_describes_is_saved_without_one_and_says_so(path)
 
 
 def test_a_file_that_is_no_model_has_no_recipe(path):
-    """A dict of tensors, and another writer's file, are no models."""
-    tk.save({"a": torch.ones(1)}, path)
-    with pytest.raises(RecipeError, match="no recipe"):
-        tk.load_model(path)
+    """A dict of tensors, another writer's file and one of torch.save are no models."""
+    for write in (tk.save, save_file, torch.save):
+        write({"a": torch.ones(1)}, path)
+        with pytest.raises(RecipeError, match="no recipe"):
+            tk.load_model(path)
 
 
 def rewritten(path, recipe):

@@ -40,8 +40,7 @@ def load_model(path: str | os.PathLike[str], registry: Mapping[str, type] | None
         StorageError: the file can't be read.
     """
     with opened(LOCAL, path) as source:
-        assert isinstance(source, FileSource)
-        document = source.contents.document
+        document = source.contents.document if isinstance(source, FileSource) else None
         described = None if document is None else decode_json(document.recipe)
         if described is None:
             raise RecipeError(
