@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
+import torchkeep as tk
 from torchkeep import __version__
 from torchkeep.cli import commands, endings
 
@@ -27,6 +29,11 @@ def folder(tmp_path_factory):
     tensors = {f"layers.{i}.{leaf}": np.zeros(size, np.float16) for i in range(12) for leaf, size in sizes.items()}
     tensors |= {"embed.weight": np.zeros((50257, 768), np.float16), "head 1.bias": np.zeros(3, np.float32)}
     save_file(tensors, folder / "model.safetensors")
+    net = {"embed.weight": torch.ones(64, 4), "head.weight": torch.ones(3, 4), "head.bias": torch.zeros(3)}
+    tk.save(net, folder / "net.safetensors")
+    data = bytearray((folder / "net.safetensors").read_bytes())
+    data[4100] ^= 1
+    (folder / "damaged.safetensors").write_bytes(data)
     return folder
 
 

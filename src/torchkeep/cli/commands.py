@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 import torchkeep
-from torchkeep.cli.endings import DONE, write
+from torchkeep.cli.endings import Answer, finish
 from torchkeep.cli.showing import show
+from torchkeep.cli.verifying import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """\b
 Exit codes:
   0   done
-  1   the answer is "no": the selector matches nothing
+  1   the answer is "no": the selector matches nothing; verify: damaged
   2   usage: no such option, or the selector can't be read
   3   the source can't be used: missing, damaged, no such format
   70  a bug in torchkeep       74  the output can't be written
@@ -40,7 +41,9 @@ def run(arguments: list[str]) -> int:
     """
     try:
         # Click only parses: a command returns what is to be done, so that click never sees the errors of doing it.
-        command: Callable[[], str] | int = _commands.main(arguments, prog_name="torchkeep", standalone_mode=False)
+        command: Callable[[], str | Answer] | int = _commands.main(
+            arguments, prog_name="torchkeep", standalone_mode=False
+        )
     except click.ClickException as error:
         with suppress(OSError):  # nobody is left to tell
             error.show()
@@ -51,8 +54,8 @@ def run(arguments: list[str]) -> int:
         raise BrokenPipeError from None
     if isinstance(command, int):
         return command
-    write(command())
-    return DONE
+    answer = command()
+    return finish(Answer(answer) if isinstance(answer, str) else answer)
 
 
 @click.group("torchkeep", epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,10 +74,23 @@ def _commands() -> None:
 def _show(source: str, selector: str | None, *, stats: bool, as_json: bool) -> Callable[[], str]:
     """List the tensors in SOURCE: names, shapes, dtypes, sizes, and which are tied.
 
-    SOURCE is a .safetensors file. SELECTOR says which tensors, such as 'encoder.**.weight' (quote it for the
-    shell); all of them when it is left out.
+    SOURCE is a .safetensors, .pt, .pth or .bin file, the index of several (model.safetensors.index.json), or a
+    folder with an index or one such file. SELECTOR says which tensors, such as 'encoder.**.weight' (quote it for
+    the shell); all of them when it is left out.
 
     Repeated blocks stand on one line: layers[0:12].attn.weight x12. Such a name is a selector itself. Only the
     header of the file is read; --stats reads the tensors and checks their digests.
     """
     return partial(show, source, selector, stats=stats, as_json=as_json)
+
+
+@_commands.command("verify", short_help="Read files again and find what is damaged.", epilog=EXIT_CODES)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document, one source a line.")
+def _verify(sources: tuple[str, ...], *, as_json: bool) -> Callable[[], Answer]:
+    """Read every byte of each SOURCE again and compare it with the digests in it.
+
+    All that is damaged is named: file, tensor and byte range. Files that torchkeep wrote have digests, files of
+    torch.save since PyTorch 1.6 have checksums; of other files only the structure is checked, which is said.
+    """
+    return partial(verify, sources, as_json=as_json)

@@ -15,6 +15,7 @@ from torchkeep.rows.totals import count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torchkeep.files.verifying import SourceReport
     from torchkeep.rows import Row
     from torchkeep.tables.statistics import Statistics
 
@@ -39,14 +40,7 @@ def rows_document(
     if statistics is not None:
         for fields, measured in zip(shown, statistics.to_json(), strict=True):
             fields["stats"] = {key: value for key, value in measured.items() if key not in fields}
-    head = {
-        "torchkeep": __version__,
-        "schema": _SCHEMA,
-        # A path may hold bytes that are no text; JSON may not.
-        "source": source.encode("utf-8", "backslashreplace").decode(),
-        "selector": selector,
-    }
-    opening = _encode(head).removesuffix("}")
+    opening = _head(source=_text(source), selector=selector)
     lines = ",\n".join(map(_encode, shown))
     totals = _encode(count((row, 1) for row in rows))
     return f'{opening},"rows":[\n{lines}\n],"totals":{totals}}}\n'
@@ -71,3 +65,24 @@ def _row(row: Row) -> dict[str, Any]:
 
 def _encode(value: object) -> str:
     return msgspec.json.encode(value).decode()
+
+
+def verify_document(reports: Sequence[SourceReport]) -> str:
+    """Return the document of ``torchkeep verify --json``: one source a line, with a final newline."""
+    lines = ",\n".join(_encode(_verified(report)) for report in reports)
+    return f'{_head()},"sources":[\n{lines}\n]}}\n'
+
+
+def _verified(report: SourceReport) -> dict[str, Any]:
+    files = [{**msgspec.structs.asdict(file), "path": _text(file.path)} for file in report.files]
+    return {"source": _text(report.source), "status": report.status, "files": files, "error": report.error}
+
+
+def _head(**fields: object) -> str:
+    """Return the beginning of a document, without its end."""
+    return _encode({"torchkeep": __version__, "schema": _SCHEMA, **fields}).removesuffix("}")
+
+
+def _text(path: str) -> str:
+    # A path may hold bytes that are no text; JSON may not.
+    return path.encode("utf-8", "backslashreplace").decode()

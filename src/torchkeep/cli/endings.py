@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Final, TextIO
+from typing import Final, NamedTuple, TextIO
 
 from torchkeep.errors import NoMatchError, SelectorError, TorchkeepError
 
@@ -20,6 +20,20 @@ CLOSED_PIPE: Final = 141
 """The last four are what Unix calls EX_SOFTWARE and EX_IOERR, and what shells report after SIGINT and SIGPIPE."""
 
 _TRACEBACK: Final = "TORCHKEEP_TRACEBACK"
+
+
+class Answer(NamedTuple):
+    """What a command found out.
+
+    Attributes:
+        text: for stdout.
+        code: the exit code.
+        complaints: sentences for stderr: what could not be found out.
+    """
+
+    text: str
+    code: int = DONE
+    complaints: tuple[str, ...] = ()
 
 
 class OutputError(Exception):
@@ -43,6 +57,14 @@ def write(text: str) -> None:
         raise
     except OSError as error:
         raise OutputError(f"can't write the output: {error.strerror or error}; nothing else is wrong") from error
+
+
+def finish(answer: Answer) -> int:
+    """Write a command's answer and return its exit code; raises what `write` does."""
+    write(answer.text)
+    for sentence in answer.complaints:
+        _to_stderr(f"torchkeep: {sentence}\n")
+    return answer.code
 
 
 def forget_output() -> None:

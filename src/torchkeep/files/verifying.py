@@ -48,7 +48,8 @@ class FileReport(Struct, frozen=True):
 
     Attributes:
         path: the file.
-        format: ``"torchkeep"``, ``"safetensors"``, ``"pytorch"`` or ``"legacy pytorch"``; None where damage hides it.
+        format: ``"torchkeep"``, ``"safetensors"``, ``"pytorch"`` or ``"legacy pytorch"``; None where its header
+            is damaged.
         tensors: how many it holds, a tied one once.
         nbytes: bytes of their elements in the file.
         checked: how many of these were compared with a digest or checksum.
@@ -61,6 +62,11 @@ class FileReport(Struct, frozen=True):
     nbytes: int
     checked: int
     damage: tuple[Damage, ...]
+
+    @property
+    def verified(self) -> bool:
+        """Whether every byte of the tensors, and what describes them, was compared."""
+        return self.format in {"torchkeep", "pytorch"} and self.checked == self.nbytes
 
 
 class SourceReport(Struct, frozen=True):
@@ -83,7 +89,7 @@ class SourceReport(Struct, frozen=True):
             return "damaged"
         if self.error is not None:
             return "unreadable"
-        return "sound" if all(file.checked == file.nbytes for file in self.files) else "structure only"
+        return "sound" if all(file.verified for file in self.files) else "structure only"
 
 
 def verify_source(storage: Storage, source: str | os.PathLike[str]) -> SourceReport:
@@ -114,8 +120,8 @@ def verify_file(storage: Storage, path: str) -> FileReport:
     with closing(storage.open(path)) as file:
         try:
             part = described(file)
-        except DamageError as damage:
-            found = Damage(damage.tensor, damage.start, damage.stop, str(damage))
+        except DamageError as error:
+            found = Damage(error.tensor, error.start, error.stop, str(error))
             return FileReport(path, None, 0, 0, 0, (found,))
         damage, checked, nbytes = (
             _of_contents(file, part) if isinstance(part, Contents) else _of_pickled(file, part)

@@ -62,11 +62,8 @@ class Sharded:
 
     def __init__(self, index: str) -> None:
         self.path = index
-        folder = os.path.dirname(index)  # noqa: PTH120 - kept as text, as everywhere here
         named = _read_index(index)
-        paths = {name: os.path.join(folder, name) for name in dict.fromkeys(named.values())}  # noqa: PTH118
-        refuse_outside(index, folder, paths)
-        refuse_missing(index, paths)
+        paths = _paths(index, named)
         self.parts: Mapping[str, Described] = {path: described_at(path) for path in paths.values()}
         compare(index, named, {name: _names(self.parts[path]) for name, path in paths.items()})
         self.where: Mapping[str, str] = {name: paths[part] for name, part in named.items()}
@@ -85,6 +82,25 @@ class Sharded:
         return Listing(list(ordered.values()), merged if len(known) == len(classes) else None, self.path)
 
 
+def model_at(path: str | os.PathLike[str]) -> str:
+    """Return the path of the index or of the file that a path leads to; raises what `located` does of folders."""
+    text = os.fspath(path)
+    return _model_in(text) if os.path.isdir(text) else text  # noqa: PTH112 - as everywhere here, the path is text
+
+
+def is_index(path: str) -> bool:
+    """Tell of the path of a file whether it is an index."""
+    return path.endswith(_INDEX)
+
+
+def parts_of(index: str) -> list[str]:
+    """Return the paths of the files that an index names; raises what `located` does of indexes.
+
+    The files are there; what they hold was not looked at.
+    """
+    return list(_paths(index, _read_index(index)).values())
+
+
 def located(path: str | os.PathLike[str]) -> str | Sharded:
     """Find out what a path leads to.
 
@@ -99,10 +115,8 @@ def located(path: str | os.PathLike[str]) -> str | Sharded:
         FormatError: a folder holds no model or several, or an index is not what it should be.
         StorageError: the folder or an index can't be read.
     """
-    text = os.fspath(path)
-    if os.path.isdir(text):  # noqa: PTH112 - as everywhere here, the path is text
-        text = _model_in(text)
-    return Sharded(text) if text.endswith(_INDEX) else text
+    found = model_at(path)
+    return Sharded(found) if is_index(found) else found
 
 
 def described_at(path: str) -> Described:
@@ -125,6 +139,15 @@ def described(file: Readable) -> Described:
 
         return pickled_of(file)
     return Contents(header_of(file))
+
+
+def _paths(index: str, named: Mapping[str, str]) -> dict[str, str]:
+    """Return the path of each file by its name in the index."""
+    folder = os.path.dirname(index)  # noqa: PTH120 - kept as text
+    paths = {name: os.path.join(folder, name) for name in dict.fromkeys(named.values())}  # noqa: PTH118
+    refuse_outside(index, folder, paths)
+    refuse_missing(index, paths)
+    return paths
 
 
 def _names(part: Described) -> set[str]:
