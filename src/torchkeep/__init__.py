@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torchkeep import nn as nn
+    from torchkeep.checks.declaring import Declare as Declare
+    from torchkeep.checks.reporting import CheckReport as CheckReport
+    from torchkeep.checks.running import check as check
+    from torchkeep.checks.running import check_cases as check_cases
     from torchkeep.errors import TorchkeepError as TorchkeepError
     from torchkeep.files.filling import LoadReport as LoadReport
     from torchkeep.files.filling import load_into as load_into
@@ -42,6 +46,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "checks.declaring": ("Declare",),
+    "checks.reporting": ("CheckReport",),
+    "checks.running": ("check", "check_cases"),
     "errors": ("TorchkeepError",),
     "files.filling": ("LoadReport", "load_into", "plan_load"),
     "files.loading": ("load",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -152,3 +154,29 @@ def _code_names(cls: type) -> set[str]:
             if isinstance(function, types.FunctionType) and key not in _NOT_FORWARD:
                 found |= _names(function.__code__)
     return found
+
+
+def assigned_at(subject: Subject, path: str) -> str:
+    """Return ``file:line`` of where a constructor makes the attribute at the start of a path; empty: not found.
+
+    Args:
+        subject: the layer.
+        path: of a tensor or module, such as ``blocks.0.scales[1]`` or ``global EPS``.
+    """
+    modules = dict(subject.layer.named_modules())
+    plain = path.partition("[")[0].removeprefix("closure of ").partition(":")[0]
+    owner, _, key = plain.rpartition(".")
+    while owner and owner not in modules:
+        owner, _, key = owner.rpartition(".")
+    pattern = re.compile(rf"""(self\.{re.escape(key)}\s*[:=(\[]|["']{re.escape(key)}["'])""")
+    for cls in type(modules[owner]).__mro__:
+        if cls.__module__.startswith("torch.") or cls is object:
+            continue
+        try:
+            lines, first = inspect.getsourcelines(cls)
+        except (OSError, TypeError):  # made by exec, or in an interpreter
+            continue
+        for number, line in enumerate(lines, start=first):
+            if pattern.search(line):
+                return f"{inspect.getsourcefile(cls)}:{number}"
+    return ""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import sys
+import sysconfig
 import traceback
 import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-import torchkeep
 from torchkeep.checks.nested import mapped, tensors
 from torchkeep.checks.settings import Captured, reseed
 from torchkeep.checks.snapshot import Snapshot
@@ -104,6 +105,11 @@ class Subject:
                 with self.explained(layer):
                     self.call(layer=layer)
         return layer
+
+    @cached_property
+    def other(self) -> nn.Module:
+        """A second instance, made from another random state; checks leave it as it is."""
+        return self.fresh(SEED + 1)
 
     @property
     def survey(self) -> Survey:
@@ -235,9 +241,10 @@ def user_line() -> str:
     return ""
 
 
-_LIBRARIES = (*torch.__path__, *torchkeep.__path__)
+_LIBRARIES = (*torch.__path__, str(Path(__file__).parents[1]), "<frozen")
+_PYTHON = sysconfig.get_paths()["stdlib"]
 
 
 def is_library(filename: str) -> bool:
-    """Tell whether a source file is part of torch, of torchkeep or of the interpreter."""
-    return filename.startswith((*_LIBRARIES, "<frozen"))
+    """Tell whether a source file is part of torch, of torchkeep or of Python's own library."""
+    return filename.startswith(_LIBRARIES) or (filename.startswith(_PYTHON) and "-packages" not in filename)

@@ -4,3 +4,5 @@ from torchkeep.checks.families import numbers as numbers  # isort: skip - determ
 from torchkeep.checks.families import gradients as gradients
 from torchkeep.checks.families import purity as purity
 from torchkeep.checks.families import samples as samples
+from torchkeep.checks.families import state as state
+from torchkeep.checks.families import tools as tools

@@ -123,7 +123,8 @@ def severed_gradient(subject: Subject) -> Iterator[Finding]:
     if severed:
         yield from _severed(severed, _watched(subject, {name: missing[name] for name in severed}))
         return
-    zero = {name: tensor for name, tensor in asked.items() if name in flow.connected - flow.reached}
+    flat = flow.connected - flow.reached - _of_embeddings(subject)
+    zero = {name: tensor for name, tensor in asked.items() if name in flat}
     # A custom backward that gives zeros is told of by custom_backward.
     for name in effective(subject, {} if flow.custom else zero, size=1e-2):
         yield Finding(
@@ -133,6 +134,14 @@ def severed_gradient(subject: Subject) -> Iterator[Finding]:
             severe=False,
         )
     yield from _severed_inputs(subject, flow)
+
+
+def _of_embeddings(subject: Subject) -> set[str]:
+    """Return the names of the weights of embeddings, which get a zero gradient where all indices are padding."""
+    found = subject.survey
+    kinds = (torch.nn.Embedding, torch.nn.EmbeddingBag)
+    rows = zip(found.listing.rows, found.places, strict=True)
+    return {row.name for row, places in rows if any(isinstance(place.module, kinds) for place in places)}
 
 
 def _severed(names: list[str], watch: CutWatch) -> Iterator[Finding]:
