@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchkeep.checks.comparing import outputs
-from torchkeep.checks.subject import source_of
+from torchkeep.checks.registry import NotApplicable
+from torchkeep.checks.settings import Captured, reseed
+from torchkeep.checks.subject import SEED, source_of
 
 if TYPE_CHECKING:
     from torchkeep.checks.subject import Inputs, Subject
@@ -48,6 +50,21 @@ def attempt(subject: Subject, inputs: Inputs | None = None, **options: Any) -> A
         return Attempt(output=subject.call(inputs, **options))
     except Exception as error:  # noqa: BLE001 - a layer may raise anything; the check decides what it means
         return Attempt(error=error)
+
+
+def require_no_draws(subject: Subject) -> None:
+    """Leave a check that compares runs in which random numbers would be drawn in another order or dtype.
+
+    Raises:
+        NotApplicable: the layer draws in eval mode.
+    """
+    if "draws" not in subject.memo:
+        reseed(SEED)
+        start = Captured.now()
+        attempt(subject)
+        subject.memo["draws"] = bool(start.changed(random=True))
+    if subject.memo["draws"]:
+        raise NotApplicable("it draws random numbers in eval mode, which follow layout, shape and dtype")
 
 
 def reversed_layout(tensor: torch.Tensor) -> torch.Tensor:

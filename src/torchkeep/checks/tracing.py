@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from typing import TYPE_CHECKING, Any
 
 from torchkeep.checks.subject import is_library
@@ -38,6 +39,14 @@ def first_line(run: Callable[[], object], happened: Callable[[], bool]) -> str:
     return finder.found
 
 
+_STANDARD = sysconfig.get_path("stdlib")
+
+
+def _is_foreign(filename: str) -> bool:
+    """Tell whether a source file is part of torch, of torchkeep or of Python itself."""
+    return is_library(filename) or (filename.startswith(_STANDARD) and "-packages" not in filename)
+
+
 class _Finder:
     """A tracing function that asks after each line of the layer's own code."""
 
@@ -48,7 +57,7 @@ class _Finder:
 
     def enter(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
         """Trace the lines of a frame, unless it is torch's or ours or all is known."""
-        if self.found or is_library(frame.f_code.co_filename):
+        if self.found or _is_foreign(frame.f_code.co_filename):
             return None
         return self._step(frame, event, None)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchkeep.checks.attempting import Attempt, attempt, converted, not_numbers
+from torchkeep.checks.attempting import Attempt, attempt, converted, not_numbers, require_no_draws
 from torchkeep.checks.comparing import outputs
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
@@ -76,13 +76,17 @@ def _foreign(plain: Attempt, found: Attempt, dtype: torch.dtype) -> list[str]:
 def float64(subject: Subject) -> Iterator[Finding]:
     """Prove that the layer runs in float64 and gives the same values as in its own dtype.
 
-    Does not apply where neither the layer nor its inputs hold floating-point numbers. Decided by converting
-    both; the outputs must agree to half the digits of the narrower dtype. A warning, unless ``declare.dtypes``
-    lists float64.
+    Does not apply where neither the layer nor its inputs hold floating-point numbers, or where the layer runs,
+    but draws random numbers in eval mode. Decided by converting both; the outputs must agree to half the digits
+    of the narrower dtype. A warning, unless ``declare.dtypes`` lists float64.
     """
     _require_floats(subject)
     plain, found = attempt(subject), _run_in(subject, torch.float64)
-    yield from _trouble(subject, torch.float64, plain, found)
+    trouble = list(_trouble(subject, torch.float64, plain, found))
+    yield from trouble
+    if trouble:
+        return
+    require_no_draws(subject)
     before, after = outputs(plain.output), outputs(found.output)
     for path in before.keys() & after.keys():
         if not _agree(before[path], after[path]):

@@ -81,6 +81,8 @@ def fully_masked_inputs(subject: Subject) -> Iterator[Finding]:
     if not masks:
         raise NotApplicable("no input is a mask: none is boolean, and no floating-point one is called so")
     fix = "write zeros, with torch.where, where a whole row is masked: softmax over nothing is NaN"
+    refused: list[NotApplicable] = []
+    tried = 0
     for mask in masks:
         values = (True, False) if subject.input_tensors[mask].dtype == torch.bool else (-torch.inf,)
         for value in values:
@@ -88,7 +90,13 @@ def fully_masked_inputs(subject: Subject) -> Iterator[Finding]:
             def filled(path: str, tensor: torch.Tensor, mask: str = mask, value: float = value) -> torch.Tensor:
                 return torch.full_like(tensor, value) if path == mask else tensor.detach().clone()
 
-            yield from _new_nans(subject, filled, f"{mask} all {value}", fix)
+            tried += 1
+            try:
+                yield from _new_nans(subject, filled, f"{mask} all {value}", fix)
+            except NotApplicable as reason:
+                refused.append(reason)
+    if len(refused) == tried:
+        raise refused[0]
 
 
 def _real(subject: Subject) -> bool:

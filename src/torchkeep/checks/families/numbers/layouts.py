@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchkeep.checks.attempting import attempt, reversed_layout
+from torchkeep.checks.attempting import attempt, require_no_draws, reversed_layout
 from torchkeep.checks.comparing import differences
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def transposed_inputs(subject: Subject) -> Iterator[Finding]:
     """Prove that inputs that are transposed views give the same output as contiguous ones.
 
-    Does not apply where no input has two dimensions larger than one. Decided by laying out every input in the
-    opposite order of dimensions, with the same values; the output may differ by rounding.
+    Does not apply where no input has two dimensions larger than one, or where the layer draws random numbers in
+    eval mode. Decided by laying out every input in the opposite order of dimensions, with the same values; the
+    output may differ by rounding.
     """
     plain = subject.inputs(lambda _, tensor: tensor.detach().clone(memory_format=_contiguous(tensor)))
     other = subject.inputs(lambda _, tensor: reversed_layout(tensor))
@@ -36,8 +37,8 @@ def expanded_inputs(subject: Subject) -> Iterator[Finding]:
     """Prove that inputs made by ``expand``, whose samples share memory, give the same output as copies do.
 
     Does not apply where no input has a first dimension larger than one, or where the layer does not run on equal
-    samples. Decided by expanding the first sample of every input along dimension 0; the output may differ by
-    rounding.
+    samples or draws random numbers in eval mode. Decided by expanding the first sample of every input along
+    dimension 0; the output may differ by rounding.
     """
     if not any(tensor.ndim and tensor.shape[0] > 1 for tensor in subject.input_tensors.values()):
         raise NotApplicable("no input has a first dimension larger than one")
@@ -48,6 +49,7 @@ def expanded_inputs(subject: Subject) -> Iterator[Finding]:
 
 def _compared(subject: Subject, plain: Inputs, other: Inputs, how: str) -> Iterator[Finding]:
     """Yield what differs between an output for contiguous inputs and for the same values in another layout."""
+    require_no_draws(subject)
     reference = attempt(subject, plain)
     if reference.error is not None:
         raise NotApplicable(f"the layer does not run on contiguous inputs of these values: {reference.raised}")

@@ -95,7 +95,9 @@ def settings_unchanged(subject: Subject) -> Iterator[Finding]:
     for training in (False, True):
         before = _prepare(subject, training=training)
         _run(subject)
-        for name in _changes(subject, before):
+        changes = _changes(subject, before)
+        before[0].restore()
+        for name in changes:
             if name not in found:
                 found.add(name)
                 yield Finding(
@@ -142,9 +144,8 @@ def _flags(subject: Subject) -> dict[str, Any]:
 
 
 def _settings_line(subject: Subject, name: str, *, training: bool) -> str:
-    settings = Captured.now()
     before = _prepare(subject, training=training)
     try:
         return first_line(lambda: _run(subject), lambda: name in _changes(subject, before))
     finally:
-        settings.restore()
+        before[0].restore()

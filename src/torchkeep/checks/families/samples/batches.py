@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchkeep.checks.attempting import attempt
+from torchkeep.checks.attempting import attempt, require_no_draws
 from torchkeep.checks.comparing import close, outputs
 from torchkeep.checks.probing import perturbed
 from torchkeep.checks.registry import NotApplicable, proves
@@ -47,13 +47,14 @@ def batch_mixing(subject: Subject) -> Iterator[Finding]:
 def batch_of_one(subject: Subject) -> Iterator[Finding]:
     """Prove that a sample alone gives the output that it gives within a batch, in eval mode.
 
-    Does not apply where ``batch_mixing`` does not apply or has found samples mixed. Decided by running the first
-    sample alone: an error, a lost dimension (``squeeze``) or other values than rounding explains are a warning,
-    with a declared ``batch_dim`` a failure.
+    Does not apply where ``batch_mixing`` does not apply or has found samples mixed, or where the layer draws
+    random numbers in eval mode. Decided by running the first sample alone: an error, a lost dimension
+    (``squeeze``) or other values than rounding explains are a warning, with a declared ``batch_dim`` a failure.
     """
     dim, size, output = _batch(subject)
     if _mixed(subject, dim, size, output):
         raise NotApplicable("samples are mixed, so that one alone gives something else")
+    require_no_draws(subject)
     found = attempt(subject, _narrowed(subject, dim, 1))
     fix = "squeeze and view by named dimensions only, never by whatever has size one"
     if found.error is not None:
