@@ -71,6 +71,9 @@ class FailingFile:
     def fill(self, *args):
         return self._storage.call("fill", self.path, self._file.fill, *args)
 
+    def fill_at_once(self, *args):
+        return self._storage.call("fill_at_once", self.path, self._file.fill_at_once, *args)
+
     def has_changed(self):
         return self._file.has_changed()
 

@@ -29,8 +29,11 @@ def chunks_over(sizes, start):
     return chunks
 
 
-def moved(path, sizes, start):
-    """Write random bytes in chunks of these sizes, read them back into other memory, and return both."""
+def moved(path, sizes, start, *, at_once=False):
+    """Write random bytes in chunks of these sizes, read them back into other memory, and return both.
+
+    With ``at_once``, what the page cache holds is read straight to where it belongs.
+    """
     chunks = chunks_over(sizes, start)
     total = sum(sizes)
     given_bytes = random.Random(0).randbytes(total)  # noqa: S311 - no secret
@@ -49,8 +52,13 @@ def moved(path, sizes, start):
     file = LOCAL.create(str(path), None)
     digests = write_chunks(file, chunks, give)
     file.close()
+
+    def place(chunk):
+        begin = chunk.start - start
+        return target.view[begin : begin + chunk.nbytes]
+
     reader = LOCAL.open(str(path))
-    read_chunks(reader, chunks, take, check)
+    read_chunks(reader, chunks, take, check, place if at_once else None)
     reader.close()
     assert digests == [digest(source.view[c.start - start : c.start - start + c.nbytes]) for c in chunks]
     return given_bytes, bytes(target.view[:total])
@@ -101,6 +109,23 @@ def test_every_byte_arrives_however_the_system_carries_it(tmp_path, monkeypatch,
     assert received == sent
     if sent:
         assert (tmp_path / "file").read_bytes()[start:] == sent
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_the_page_cache_holds_is_read_to_its_place_at_once(tmp_path, monkeypatch, cached):
+    """Cached chunks need no buffer between; what is not cached goes the ordinary way; the bytes are the same."""
+    asked = []
+    real = local.LocalReader.fill_at_once
+
+    def fill_at_once(self, start, view):
+        asked.append(len(view))
+        return real(self, start, view) if cached else real(self, start, view[: len(view) // 2])
+
+    monkeypatch.setattr(local.LocalReader, "fill_at_once", fill_at_once)
+    monkeypatch.setattr(local, "_DIRECT", 0)  # so that the file is in the cache
+    sent, received = moved(tmp_path / "file", [9_000_000, 12_000_000], 4096, at_once=True)
+    assert received == sent
+    assert sorted(asked) == [9_000_000, 12_000_000]
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a tmpfs")  # noqa: S108

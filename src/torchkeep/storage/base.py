@@ -36,6 +36,10 @@ class ReadableFile(Readable, Protocol):
         """Fill ``buffer[begin:end]`` from position ``start``; DamageError where the file ends before."""
         ...
 
+    def fill_at_once(self, start: int, view: memoryview) -> int:
+        """Fill as much of ``view`` from position ``start`` as can be had without waiting; return how much."""
+        ...
+
     def has_changed(self) -> bool:
         """Tell whether the file was written to since it was opened."""
         ...

@@ -98,8 +98,8 @@ class LocalReader(FileReader):
     def fill(self, start: int, buffer: Buffer, begin: int, end: int) -> None:
         """Fill ``buffer[begin:end]`` from position ``start``."""
         shift = start - begin
-        cached = self._read_cached(start, buffer.view[begin:end])
-        begin += cached
+        if self._direct is not None and end - begin >= _PAYS_FROM:
+            begin += self.fill_at_once(start, buffer.view[begin:end])
         first, last = (begin, begin)
         if end - begin >= _PAYS_FROM:
             first, last = aligned_part(shift + begin, buffer, begin, end)
@@ -107,22 +107,27 @@ class LocalReader(FileReader):
         self._read(shift + begin, buffer.view[begin:first])
         self._read(shift + last, buffer.view[last:end])
 
-    def _read_cached(self, start: int, view: memoryview) -> int:
-        """Read what the page cache holds at the beginning, and return how much that was."""
-        if not _IF_CACHED or self._direct is None or len(view) < _PAYS_FROM:
+    def fill_at_once(self, start: int, view: memoryview) -> int:
+        """Fill the beginning of ``view`` with what the page cache holds, and return how much that was."""
+        # A read that finds nothing starts reading ahead, all for nothing where direct I/O follows. One byte tells
+        # as much; the last one, since what other reads' reading ahead brought in is at the beginning.
+        if not self._get(memoryview(bytearray(1)), start + len(view) - 1):
             return 0
         done = 0
-        while done < len(view):
-            try:
-                got = os.preadv(self._descriptor, [view[done:]], start + done, _IF_CACHED)
-            except OSError as cause:
-                if cause.errno in {errno.EAGAIN, *_NO_SUCH_IO}:
-                    break
-                raise refused(cause, "read", self.path) from cause
-            if not got:
-                break
+        while done < len(view) and (got := self._get(view[done:], start + done)):
             done += got
         return done
+
+    def _get(self, view: memoryview, start: int) -> int:
+        """Read what can be had without waiting."""
+        if not _IF_CACHED:
+            return 0
+        try:
+            return os.preadv(self._descriptor, [view], start, _IF_CACHED)
+        except OSError as cause:
+            if cause.errno in {errno.EAGAIN, *_NO_SUCH_IO}:
+                return 0
+            raise refused(cause, "read", self.path) from cause
 
     def _read_direct(self, shift: int, buffer: Buffer, first: int, last: int) -> tuple[int, int]:
         """Read what direct I/O can carry, and return what it carried."""

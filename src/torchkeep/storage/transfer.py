@@ -92,6 +92,7 @@ def read_chunks(
     chunks: Sequence[Chunk],
     take: Callable[[Chunk, int], None],
     check: Callable[[Chunk, memoryview], None],
+    place: Callable[[Chunk], memoryview | None] | None = None,
 ) -> None:
     """Read chunks and hand each out at an address, where it stays only until ``take`` returns.
 
@@ -100,6 +101,8 @@ def read_chunks(
         chunks: in the order of the file.
         take: copies a chunk's bytes from an address; called from several threads.
         check: raises when a chunk's bytes are not what they should be; called before ``take``.
+        place: memory where a large chunk may be read to at once if that needs no waiting, or None. There it is
+            checked, and ``take`` is not called. Left out, every chunk is taken.
 
     Raises:
         StorageError: the operating system refused.
@@ -107,6 +110,12 @@ def read_chunks(
     """
 
     def move(group: Group, buffer: Buffer) -> None:
+        if place is not None and len(group.chunks) == 1:
+            chunk = group.chunks[0]
+            room = place(chunk)
+            if room is not None and file.fill_at_once(chunk.start, room) == chunk.nbytes:
+                check(chunk, room)
+                return
         shift = group.start % PAGE - group.start
         file.fill(group.start, buffer, group.start + shift, group.stop + shift)
         for chunk in group.chunks:

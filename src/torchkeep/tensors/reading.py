@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import memmove
+from ctypes import c_char, memmove
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -96,7 +96,7 @@ def read_tensors(
             dtype = _dtype(stored.dtype, entry, contents.path)
             entries[entry] = empty(stored.shape, dtype, device, stored.strides)
             destinations.append(Destination(stored, entries[entry]))
-    read_into(file, contents, destinations, verify=verify)
+    read_into(file, contents, destinations, verify=verify, fresh=True)
     for owner, view in views.items():
         entries[owner] = _as_view(view, entries[view.base], owner, contents.path)
     return {name: entries[owner] for name, owner in owners.items()}
@@ -108,6 +108,7 @@ def read_into(
     destinations: Sequence[Destination],
     *,
     verify: bool = True,
+    fresh: bool = False,
     begun: Callable[[int], object] = bool,
 ) -> None:
     """Read entries of an open file into tensors, in parallel; autograd is told nothing.
@@ -116,7 +117,8 @@ def read_into(
         file: the file.
         contents: what it holds.
         destinations: where each entry goes.
-        verify: whether bytes are compared with the digests in the file, before they reach a tensor.
+        verify: whether bytes are compared with the digests in the file.
+        fresh: whether the targets were made for this, so that bytes may reach them before they are verified.
         begun: is told a destination's position before the first byte of its target changes, perhaps repeatedly,
             from any thread.
 
@@ -127,22 +129,11 @@ def read_into(
     """
     digests = contents.digests if verify else None
     size = CHUNK if contents.document is None else contents.document.chunk
-    pointers = [plain_address(target) for _, target in destinations]
-    casts = [torch_dtype(stored.dtype) for stored, _ in destinations]
-    for position, (_, target) in enumerate(destinations):
-        if casts[position] != target.dtype:
-            pointers[position] = None
+    takers = [_Taker(destination) for destination in destinations]
 
     def take(chunk: Chunk, address: int) -> None:
         begun(chunk.tensor)
-        pointer, target, dtype = pointers[chunk.tensor], destinations[chunk.tensor].target, casts[chunk.tensor]
-        if pointer is not None:
-            memmove(pointer + chunk.offset, address, chunk.nbytes)
-        elif dtype == target.dtype:
-            copy_in(target, chunk.offset, chunk.nbytes, address)
-        else:
-            assert dtype is not None
-            cast_in(target, dtype, chunk.offset, chunk.nbytes, address)
+        takers[chunk.tensor].take(chunk, address)
 
     def check(chunk: Chunk, view: memoryview) -> None:
         if digests is not None:
@@ -150,9 +141,40 @@ def read_into(
             if digest(view) != digests.of(name, chunk.offset // size):
                 raise _damaged(contents.path, name, chunk)
 
-    read_chunks(file, sorted(_chunks(destinations, size)), take, check)
+    def place(chunk: Chunk) -> memoryview | None:
+        return takers[chunk.tensor].place(chunk)
+
+    read_chunks(file, sorted(_chunks(destinations, size)), take, check, place if fresh else None)
     if digests is None and file.has_changed():
         raise changed(contents.path)
+
+
+class _Taker:
+    """Puts an entry's chunks where they belong in one target."""
+
+    __slots__ = ("_dtype", "_pointer", "_target")
+
+    def __init__(self, destination: Destination) -> None:
+        stored, self._target = destination
+        dtype = torch_dtype(stored.dtype)
+        assert dtype is not None
+        self._dtype = dtype
+        self._pointer = plain_address(self._target) if dtype == self._target.dtype else None
+
+    def take(self, chunk: Chunk, address: int) -> None:
+        """Copy a chunk from an address."""
+        if self._pointer is not None:
+            memmove(self._pointer + chunk.offset, address, chunk.nbytes)
+        elif self._dtype == self._target.dtype:
+            copy_in(self._target, chunk.offset, chunk.nbytes, address)
+        else:
+            cast_in(self._target, self._dtype, chunk.offset, chunk.nbytes, address)
+
+    def place(self, chunk: Chunk) -> memoryview | None:
+        """Return the target's own memory for a chunk, where its elements lie in the file's order."""
+        if self._pointer is None:
+            return None
+        return memoryview((c_char * chunk.nbytes).from_address(self._pointer + chunk.offset)).cast("B")
 
 
 def is_makeable(dtype: str) -> bool:
