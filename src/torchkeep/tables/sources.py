@@ -20,6 +20,7 @@ from torchkeep.formats.contents import open_contents
 from torchkeep.formats.kinds import holds_pickle
 from torchkeep.formats.opening import FileReader
 from torchkeep.formats.pickles import pickled_of
+from torchkeep.formats.pickles.machine import shown
 from torchkeep.formats.sharded import Sharded, located
 from torchkeep.names import natural_key
 from torchkeep.rows import Listing, Row
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from torchkeep.tables.survey import Place
 
 _BATCH = 64 << 20
+_SHOWN = 10
 _PLAIN = (torch.Tensor, nn.Parameter)
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ACCEPTED = (
@@ -225,8 +227,11 @@ class PickledSource(Source):
 
     def __init__(self, file: Readable) -> None:
         self._pickled = pickled_of(file)
-        if self._pickled.left_out:
-            self.notes = (f"attributes of tensors are left out: {', '.join(self._pickled.left_out)}",)
+        left_out = self._pickled.left_out
+        if left_out:
+            names = ", ".join(shown(name) for name in left_out[:_SHOWN])
+            more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+            self.notes = (f"attributes of tensors are left out: {names}{more}",)
 
     def listing(self) -> Listing:
         """Return the rows."""

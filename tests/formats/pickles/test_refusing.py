@@ -219,6 +219,8 @@ def test_persistent_ids_name_storages_only(tmp_path, wanted):
         (named("torch.FloatStorage"), text("../../secret"), text("cpu"), number(4)),
         (named("torch.FloatStorage"), text("1"), text("cpu"), number(4)),
         (named("torch.FloatStorage"), text("0"), text("cpu")),
+        (named("torch.FloatStorage"), text("0" * 1000), text("cpu"), number(4)),
+        (named("torch.FloatStorage"), text("0"), text("c" * 1000), number(4)),
     ],
 )
 def test_a_storage_that_is_not_there_is_refused(tmp_path, parts):
@@ -243,6 +245,7 @@ def test_a_storage_that_is_not_there_is_refused(tmp_path, parts):
         (0, (0, 2**62, 2**62), (1, 1, 1)),
         (0, (1,) * 65, (1,) * 65),
         (0, (2**64,), (0,)),
+        (2**61, (0,), (1,)),
     ],
 )
 def test_a_tensor_outside_its_storage_is_refused(tmp_path, offset, shape, stride):
@@ -285,6 +288,29 @@ def test_classes_and_storages_are_no_values(tmp_path, body):
     """What a file may name for other things to use does not come out by itself."""
     with pytest.raises(FormatError, match="where a tensor, a container or a plain value is expected"):
         describe(tmp_path, zipped(proto(body), {"0": FLOATS}))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "uint8"])
+def test_only_numbers_with_fractions_require_a_gradient(tmp_path, dtype):
+    """A parameter of whole numbers that is trained can't be."""
+    kind = {"int64": "Long", "bool": "Bool", "uint8": "Byte"}[dtype]
+    made = tensor(storage(kind=f"torch.{kind}Storage", numel=2), shape=(2,))
+    call = named("torch._utils._rebuild_parameter")
+    hooks = named("collections.OrderedDict") + b")R"
+    assert describe(
+        tmp_path, zipped(proto(call + b"(" + made + b"\x89" + hooks + b"tR"), {"0": FLOATS})
+    ).root.parameter
+    with pytest.raises(FormatError, match=f"a tensor of {dtype} that requires a gradient"):
+        describe(tmp_path, zipped(proto(call + b"(" + made + b"\x88" + hooks + b"tR"), {"0": FLOATS}))
+
+
+def test_quantised_numbers_are_refused_as_a_dtype_too(tmp_path):
+    """Untyped bytes with a quantised dtype are no way around the refusal."""
+    bytes_ = storage(kind="torch.storage.UntypedStorage", numel=16)
+    hooks = named("collections.OrderedDict") + b")R"
+    inner = tupled(bytes_, number(0), tupled(number(4)), tupled(number(1)), b"\x89", hooks, named("torch.quint8"))
+    with pytest.raises(FormatError, match="holds a quantised tensor"):
+        describe(tmp_path, zipped(proto(named("torch._utils._rebuild_tensor_v3") + inner + b"R"), {"0": FLOATS}))
 
 
 def test_hooks_are_refused(tmp_path):
@@ -355,6 +381,7 @@ def test_other_protocols_are_refused(tmp_path, version):
         named("_codecs.encode") + text("ä\u0100") + text("latin1") + b"\x86R",
         named("_codecs.encode") + text("a") + text("rot13") + b"\x86R",
         named("torch.Size") + b"]Na\x85R",
+        named("torch.Size") + tupled(number(2**63)) + b"\x85R",
         named("torch.device") + b")R",
         named("torch.device") + text("cuda; rm -rf") + b"\x85R",
         named("torch.device") + text("cuda") + number(-1) + b"\x86R",

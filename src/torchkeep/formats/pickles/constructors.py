@@ -16,10 +16,11 @@ from msgspec import Struct
 
 from torchkeep.dtypes import DTYPES
 from torchkeep.formats.pickles.keys import checked_keys
-from torchkeep.formats.pickles.machine import SET_ITEMS
+from torchkeep.formats.pickles.machine import SET_ITEMS, shown
 from torchkeep.formats.pickles.numbers import NumpyDtype, numpy_dtype, numpy_scalar, set_byte_order
 from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef
 from torchkeep.formats.pickles.tensors import (
+    INT64,
     from_type,
     meta_tensor,
     moved_tensor,
@@ -71,8 +72,7 @@ def lookup(m: Machine, module: str, name: str) -> object:
     wanted = f"{module}.{name}"
     if wanted in _NOT_READ:
         raise m.unreadable(*_NOT_READ[wanted])
-    shown = wanted if len(wanted) <= _SHOWN else f"{wanted[:_SHOWN]}..."
-    raise m.unsafe(wanted, f"asks for {shown!r}, which is no part of tensors, containers or plain values")
+    raise m.unsafe(wanted, f"asks for {shown(wanted)}, which is no part of tensors, containers or plain values")
 
 
 def new_object(m: Machine, made: object, arguments: object) -> object:
@@ -184,9 +184,11 @@ def _complex(m: Machine, arguments: tuple[Any, ...]) -> complex:
 
 def _size(m: Machine, arguments: tuple[Any, ...]) -> Size:
     sizes = arguments[0] if arguments else ()
-    if len(arguments) > 1 or type(sizes) not in {tuple, list} or any(type(size) is not int for size in sizes):
+    if len(arguments) > 1 or type(sizes) not in {tuple, list}:
         raise m.malformed("makes a torch.Size of something else than whole numbers")
     m.spend(len(sizes))
+    if any(type(size) is not int or size not in INT64 for size in sizes):
+        raise m.malformed("makes a torch.Size of something else than whole numbers of 64 bits")
     return Size(sizes)
 
 
@@ -217,7 +219,6 @@ def _only(m: Machine, arguments: tuple[Any, ...], kind: type[Any], name: str) ->
 
 # The table
 
-_SHOWN: Final = 200
 _ITEM: Final = 64
 _DEVICE: Final = re.compile(r"[a-z][a-z0-9_]{0,31}(:[0-9]{1,3})?")
 _MAX_DEVICES: Final = 128

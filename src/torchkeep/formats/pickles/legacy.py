@@ -15,7 +15,7 @@ from torchkeep.formats.pickles.constructors import StorageType
 from torchkeep.formats.pickles.machine import Machine, TruncatedError
 from torchkeep.formats.pickles.objects import Extent, StorageRef
 from torchkeep.formats.pickles.opcodes import HANDLERS
-from torchkeep.formats.pickles.program import MAX_PROGRAM, Parsed, budget, storage_numel
+from torchkeep.formats.pickles.program import MAX_PROGRAM, Parsed, budget, storage_key, storage_numel
 
 if TYPE_CHECKING:
     from torchkeep.formats.opening import Readable
@@ -105,7 +105,7 @@ class _Storages:
         """
         match wanted:
             case [StorageType(dtype), str() as key, str() as location, numel, view]:
-                found = StorageRef(key, dtype, storage_numel(m, numel), location)
+                found = StorageRef(storage_key(m, key, location), dtype, storage_numel(m, numel), location)
             case _:
                 raise m.malformed("names a storage in a way that is not known")
         known = self._known.setdefault(key, found)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torchkeep.formats.pickles.objects import StorageRef
 
 STOP: Final = 0x2E
+_SHOWN: Final = 200
 MAX_MARKS: Final = 1_000
 """How many lists or tuples may be begun inside each other."""
 SET_ITEMS: Final = 4
@@ -36,6 +37,11 @@ ADVICE: Final = (
 )
 
 Handler: TypeAlias = "Callable[[Machine], None]"
+
+
+def shown(text: str) -> str:
+    """Return text of a file for a sentence: quoted, and not all of it when it is long."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 class TruncatedError(Exception):
@@ -59,6 +65,8 @@ class Machine:
         stack: values since the last mark.
         marks: the stacks below each mark.
         memo: values kept under numbers.
+        resolve: as given.
+        notes: names of attributes that are left out.
     """
 
     def __init__(

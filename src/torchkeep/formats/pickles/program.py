@@ -15,6 +15,7 @@ MAX_PROGRAM: Final = 1 << 30
 """Bytes of the largest pickle."""
 _FREE: Final = 1 << 22
 _MOST: Final = 1 << 26
+_LONGEST: Final = 100
 _LARGEST: Final = 2**63 - 1
 
 
@@ -45,6 +46,13 @@ def budget(nbytes: int) -> int:
     the pickle's size. A tensor takes about 40 instructions of 150 bytes together.
     """
     return min(_FREE + nbytes // 2, _MOST)
+
+
+def storage_key(m: Machine, key: str, location: str) -> str:
+    """Return the key of a storage, once it is sure that it and the device's name are no long texts."""
+    if max(len(key), len(location)) > _LONGEST:
+        raise m.malformed(f"names a storage or a device by more than {_LONGEST} characters")
+    return key
 
 
 def storage_numel(m: Machine, numel: object) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from torchkeep.errors import FormatError
+from torchkeep.formats.pickles.machine import shown
 from torchkeep.formats.pickles.objects import Extent
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def read_directory(file: Readable) -> Directory:
     for _ in range(count):
         record, at = _entry(file, directory, at)
         if record.name in records:
-            raise _bad(file, f"holds the record {record.name!r} twice")
+            raise _bad(file, f"holds the record {shown(record.name)} twice")
         records[record.name] = record
     if at != size:
         raise _bad(file, "has a directory that is longer than its records")
@@ -103,15 +104,15 @@ def locate(file: Readable, directory: Directory) -> dict[str, Extent]:
     for record in sorted(directory.records.values(), key=lambda record: record.header):
         if record.compressed:
             raise FormatError(
-                f"{file.path!r} holds the compressed record {record.name!r}, and torch.save compresses nothing; "
+                f"{file.path!r} holds the compressed record {shown(record.name)}, and torch.save compresses none; "
                 "unpack it and pack it again without compression (zip -0), if you trust where it came from"
             )
         if record.header < reached:
-            raise _bad(file, f"has records that overlap: {before!r} and {record.name!r}")
+            raise _bad(file, f"has records that overlap: {shown(before)} and {shown(record.name)}")
         extent = extents[record.name] = _located(file, record)
         before, reached = record.name, extent.start + extent.nbytes
     if reached > directory.start:
-        raise _bad(file, f"has records that overlap: {before!r} and the directory")
+        raise _bad(file, f"has records that overlap: {shown(before)} and the directory")
     return extents
 
 
@@ -167,7 +168,7 @@ def _entry(file: Readable, directory: bytes, at: int) -> tuple[Record, int]:
     if _MAX32 in {packed, size, header}:
         size, packed, header = _wide_sizes(file, name, directory[extra:comment], (size, packed, header))
     if flags & ~_KNOWN_FLAGS:
-        raise _bad(file, f"holds the record {name!r} encrypted, or in another way that is not known")
+        raise _bad(file, f"holds the record {shown(name)} encrypted, or in another way that is not known")
     return Record(name, header, size, crc or None, bool(method) or packed != size), stop
 
 
@@ -177,7 +178,7 @@ def _name(file: Readable, raw: bytes, flags: int) -> str:
     except UnicodeDecodeError as cause:
         raise _bad(file, f"holds a record whose name is no text: {raw[:100]!r}") from cause
     if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-        raise _bad(file, f"holds a record whose name leads out of the archive: {name!r}")
+        raise _bad(file, f"holds a record whose name leads out of the archive: {shown(name)}")
     return name
 
 
@@ -193,7 +194,7 @@ def _wide_sizes(file: Readable, name: str, extra: bytes, narrow: tuple[int, int,
             if -1 not in sizes:
                 return sizes
         at += length
-    raise _bad(file, f"does not say where the record {name!r} is")
+    raise _bad(file, f"does not say where the record {shown(name)} is")
 
 
 def _located(file: Readable, record: Record) -> Extent:
@@ -201,19 +202,19 @@ def _located(file: Readable, record: Record) -> Extent:
     raw = record.name.encode()
     length = _LOCAL.size + len(raw)
     if record.header + length > file.size:
-        raise _bad(file, f"has the record {record.name!r} outside of itself")
+        raise _bad(file, f"has the record {shown(record.name)} outside of itself")
     head = file.read(record.header, length)
     signature, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack_from(head)
     if signature != b"PK\x03\x04" or name_length != len(raw) or head[_LOCAL.size :] != raw:
-        raise _bad(file, f"has something else where the record {record.name!r} should be")
+        raise _bad(file, f"has something else where the record {shown(record.name)} should be")
     # Sizes and checksum may follow the bytes, and sizes beyond 32 bits stand elsewhere.
     later = bool(flags & _DESCRIPTOR) and not size and not packed
     agrees = later or _MAX32 in {size, packed} or (size == packed == record.nbytes and crc == (record.crc or 0))
     if method or flags & ~_KNOWN_FLAGS or not agrees:
-        raise _bad(file, f"says two different things of the record {record.name!r}")
+        raise _bad(file, f"says two different things of the record {shown(record.name)}")
     start = record.header + length + extra_length
     if start + record.nbytes > file.size:
-        raise _bad(file, f"has the record {record.name!r} outside of itself")
+        raise _bad(file, f"has the record {shown(record.name)} outside of itself")
     return Extent(start, record.nbytes, record.crc)
 
 

@@ -10,6 +10,7 @@ from torchkeep.formats.pickles.objects import Dtype, Ordered, Size, StorageRef, 
 if TYPE_CHECKING:
     from torchkeep.formats.pickles.machine import Machine
 
+INT64: Final = range(-(2**63), 2**63)
 _LARGEST: Final = 2**63 - 1
 _MAX_NDIM: Final = 64
 _SEQUENCES: Final = frozenset({tuple, list, Size})
@@ -38,8 +39,8 @@ def tensor_v2(m: Machine, arguments: tuple[Any, ...]) -> TensorRef:
 def tensor_v3(m: Machine, arguments: tuple[Any, ...]) -> TensorRef:
     """``_rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None)``."""
     match arguments:
-        case [StorageRef() as storage, offset, shape, stride, gradient, hooks, Dtype() as dtype, *metadata]:
-            described = _tensor(m, storage, dtype.name, (offset, shape, stride))
+        case [StorageRef() as storage, offset, shape, stride, gradient, hooks, Dtype(dtype), *metadata]:
+            described = _tensor(m, storage, _plain(m, dtype), (offset, shape, stride))
             return _finished(m, described, gradient, hooks, metadata)
         case _:
             raise m.malformed("makes a tensor of something else than a storage, sizes, strides and a dtype")
@@ -48,8 +49,8 @@ def tensor_v3(m: Machine, arguments: tuple[Any, ...]) -> TensorRef:
 def meta_tensor(m: Machine, arguments: tuple[Any, ...]) -> TensorRef:
     """``_rebuild_meta_tensor_no_storage(dtype, size, stride, requires_grad)``."""
     match arguments:
-        case [Dtype() as dtype, shape, stride, gradient]:
-            return _finished(m, _tensor(m, None, dtype.name, (0, shape, stride)), gradient, None, [])
+        case [Dtype(dtype), shape, stride, gradient]:
+            return _finished(m, _tensor(m, None, _plain(m, dtype), (0, shape, stride)), gradient, None, [])
         case _:
             raise m.malformed("makes a meta tensor of something else than a dtype, sizes and strides")
 
@@ -123,7 +124,7 @@ def _tensor(m: Machine, storage: StorageRef | None, dtype: str, place: tuple[Any
             raise m.malformed("has a tensor with sizes or strides that none can have")
         last += (size - 1) * step
         numel *= size or 1
-    if type(offset) is not int or not 0 <= offset <= _LARGEST or numel * itemsize > _LARGEST:
+    if type(offset) is not int or not 0 <= offset * itemsize <= _LARGEST // 2 or numel * itemsize > _LARGEST:
         raise m.malformed("has a tensor with more elements than any can have")
     if storage is not None and storage.start % itemsize:
         raise m.malformed("has a tensor whose elements are not where such elements can be")
@@ -134,6 +135,12 @@ def _tensor(m: Machine, storage: StorageRef | None, dtype: str, place: tuple[Any
             f"{storage.nbytes} bytes"
         )
     return TensorRef(storage, dtype, offset, shape, stride)
+
+
+def _plain(m: Machine, dtype: str) -> str:
+    if dtype.startswith(("qint", "quint")):
+        raise m.unreadable("a quantised tensor", "save it dequantised (tensor.dequantize())")
+    return dtype
 
 
 def _finished(m: Machine, described: TensorRef, gradient: object, hooks: object, metadata: list[Any]) -> TensorRef:

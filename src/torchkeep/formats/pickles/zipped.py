@@ -10,7 +10,7 @@ from torchkeep.formats.pickles.constructors import StorageType
 from torchkeep.formats.pickles.machine import Machine, TruncatedError
 from torchkeep.formats.pickles.objects import Extent, StorageRef
 from torchkeep.formats.pickles.opcodes import HANDLERS
-from torchkeep.formats.pickles.program import MAX_PROGRAM, Parsed, budget, storage_numel
+from torchkeep.formats.pickles.program import MAX_PROGRAM, Parsed, budget, storage_key, storage_numel
 from torchkeep.formats.pickles.records import locate, read_directory
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class _Storages:
         """Describe the storage of a persistent id: ``("storage", class, key, location, numel)``."""
         match wanted:
             case [StorageType(dtype), str() as key, str() as location, numel]:
-                found = StorageRef(key, dtype, storage_numel(m, numel), location)
+                found = StorageRef(storage_key(m, key, location), dtype, storage_numel(m, numel), location)
             case _:
                 raise m.malformed("names a storage in a way that is not known")
         extent = self._records.get(self._prefix + key)
