@@ -65,15 +65,32 @@ def _runs_on(subject: Subject, convert: Callable[[str, torch.Tensor], torch.Tens
     return True
 
 
-def with_leaves(inputs: Inputs) -> tuple[Inputs, dict[str, torch.Tensor]]:
+def with_leaves(subject: Subject, inputs: Inputs) -> tuple[Inputs, dict[str, torch.Tensor]]:
     """Return inputs that lead to leaves, and those leaves by path (``args[0]``).
 
-    What is handed over is computed from the leaves, since layers may work in place on what they are given.
+    What is handed over is computed from the leaves, since layers may work in place on what they are given. Inputs
+    that the layer refuses when they require a gradient, as some losses refuse targets, are no leaves.
     """
+    if "leaves" not in subject.memo:
+        paths = [path for path, tensor in subject.input_tensors.items() if is_real(tensor)]
+        every = _may_require_grad(subject, paths)
+        subject.memo["leaves"] = paths if every else [path for path in paths if _may_require_grad(subject, [path])]
+    return _requiring_grad(inputs, subject.memo["leaves"])
+
+
+def _may_require_grad(subject: Subject, paths: list[str]) -> bool:
+    try:
+        subject.call(_requiring_grad(subject.inputs(), paths)[0])
+    except Exception:  # noqa: BLE001 - as given the layer runs, so it is the gradient that it does not take
+        return False
+    return True
+
+
+def _requiring_grad(inputs: Inputs, paths: list[str]) -> tuple[Inputs, dict[str, torch.Tensor]]:
     leaves: dict[str, torch.Tensor] = {}
 
     def convert(path: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not is_real(tensor):
+        if path not in paths:
             return tensor
         leaves[path] = tensor.detach().clone().requires_grad_()
         return leaves[path].clone()

@@ -70,8 +70,8 @@ def all_checks() -> dict[str, Check]:
 
     def place(check: Check) -> None:
         for needed in check.needs:
-            if needed in _CHECKS:
-                place(_CHECKS[needed])
+            assert needed in _CHECKS, f"{check.name} needs {needed}, which is no check"
+            place(_CHECKS[needed])
         ordered.setdefault(check.name, check)
 
     for check in _CHECKS.values():

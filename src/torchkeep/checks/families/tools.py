@@ -47,8 +47,16 @@ def functional_call(subject: Subject) -> Iterator[Finding]:
     subject.layer.eval()
     args, kwargs = subject.inputs()
     reseed(SEED)
-    with torch.no_grad():
-        replaced = torch.func.functional_call(subject.layer, others, args, kwargs)
+    try:
+        with torch.no_grad():
+            replaced = torch.func.functional_call(subject.layer, others, args, kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever stops it is the finding
+        yield Finding(
+            f"under torch.func.functional_call the layer raises {type(error).__name__}: {error}",
+            "take a parameter for any tensor in forward: functional_call puts plain tensors in its place",
+            where=source_of(error),
+        )
+        return
     if differences(held, replaced):
         yield Finding(
             "under torch.func.functional_call the layer does not compute with the parameters it is given",

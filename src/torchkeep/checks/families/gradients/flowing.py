@@ -63,7 +63,7 @@ def flow_of(subject: Subject) -> Flow:
         rows = zip(found.listing.rows, found.tensors, strict=True)
         flow = Flow({row.name: tensor for row, tensor in rows if row.trainable and is_real(tensor)})
         for training, given in probes(subject):
-            inputs, leaves = with_leaves(given)
+            inputs, leaves = with_leaves(subject, given)
             output = subject.call(inputs, training=training)
             flow.inputs = tuple(leaves)
             flow.differentiable |= any(is_real(tensor) for _, tensor in tensors(output))
@@ -160,7 +160,7 @@ def _severed_inputs(subject: Subject, flow: Flow) -> Iterator[Finding]:
     missing = [path for path in flow.inputs if path not in flow.connected]
     if not missing:
         return
-    inputs, _ = with_leaves(subject.inputs())
+    inputs, _ = with_leaves(subject, subject.inputs())
     given = {path: tensor for path, tensor in _by_path(inputs).items() if path in missing}
     watch = _watched(subject, given, inputs)
     for path in missing:

@@ -149,7 +149,7 @@ def backward_twice(subject: Subject) -> Iterator[Finding]:
     Does not apply where no output requires a gradient. Decided by forward, backward twice over the one graph,
     forward, backward, with nothing restored in between: a state that is kept with its graph raises in the end.
     """
-    inputs, leaves = with_leaves(subject.inputs())
+    inputs, leaves = with_leaves(subject, subject.inputs())
     output = subject.call(inputs, training=True)
     parameters = flow_of(subject).parameters.values()
     wanted = [*parameters, *leaves.values()]
@@ -161,7 +161,7 @@ def backward_twice(subject: Subject) -> Iterator[Finding]:
             "the gradients of one graph differ when backward runs over it a second time",
             "compute backward from saved tensors only, and change nothing there",
         )
-    inputs, leaves = with_leaves(subject.inputs())
+    inputs, leaves = with_leaves(subject, subject.inputs())
     try:
         pull_back(subject.call(inputs, training=True, carry=True), [*parameters, *leaves.values()])
     except RuntimeError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torchkeep.checks.subject import Subject
 
 
-@proves(needs=("uninitialised_memory",))
+@proves(needs=("uninitialised_memory", "hidden_module"))
 def eval_determinism(subject: Subject) -> Iterator[Finding]:
     """Prove that in eval mode the same state and the same inputs give the same output.
 
