@@ -1,0 +1,143 @@
+"""Whatever a layer does while it is checked, nothing of the caller's has changed afterwards."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torchkeep as tk
+from checks.planting import floats
+
+
+def _world():
+    """Return all global state that checks promise to leave alone, as comparable values."""
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": [str(part) for part in np.random.get_state()],  # noqa: NPY002 - the global one is what is promised
+        "random": random.getstate(),
+        "grad": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "filling": torch.utils.deterministic.fill_uninitialized_memory,
+        "anomaly": torch.is_anomaly_enabled(),
+        "filters": list(warnings.filters),
+    }
+
+
+def _held(layer, inputs):
+    """Return all of a layer and its inputs that checks promise to leave alone."""
+    tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers()), "input": inputs}
+    return {
+        "modes": [module.training for module in layer.modules()],
+        "hooks": [
+            len(getattr(module, name))
+            for module in layer.modules()
+            for name in vars(module)
+            if name.endswith("_hooks")
+        ],
+        "attributes": [sorted(vars(module)) for module in layer.modules()],
+        "tensors": {
+            name: (
+                id(tensor),
+                tensor.data_ptr(),
+                tensor.tolist(),
+                tensor.dtype,
+                tensor.requires_grad,
+                len(tensor._backward_hooks or ()),
+                None if tensor.grad is None else (id(tensor.grad), tensor.grad.tolist()),
+            )
+            for name, tensor in tensors.items()
+        },
+        "children": [list(module._modules) for module in layer.modules()],
+    }
+
+
+class Vandal(nn.Module):
+    """Changes everything that it can reach, and raises now and then."""
+
+    def __init__(self, *, raises=False):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.register_buffer("calls", torch.zeros(()))
+        self.log = []
+        self.memory = {"state": torch.zeros(4)}
+        self.raises = raises
+
+    def forward(self, x):
+        torch.manual_seed(7)
+        np.random.seed(7)  # noqa: NPY002 - the fault
+        random.seed(7)
+        torch.set_grad_enabled(mode=False)
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        warnings.simplefilter("ignore")
+        with torch.no_grad():
+            self.inner[0].weight.add_(1)
+            self.calls.add_(1)
+            x.mul_(2)
+        self.log.append(x)
+        self.memory["state"] = x
+        self.extra_attribute = x
+        self.inner.train(not self.inner.training)
+        self.inner.register_forward_hook(lambda *_: None)
+        self.inner[0].weight.register_hook(lambda grad: grad) if self.inner[0].weight.requires_grad else None
+        self.inner[0].bias.requires_grad_(requires_grad=False)
+        self.inner[0].weight.grad = torch.ones_like(self.inner[0].weight)
+        self.inner.add_module(f"more{len(self.log)}", nn.Identity())
+        if self.raises and len(self.log) > 1 and self.training:
+            raise ValueError("enough")
+        return self.inner(x.to(self.inner[0].weight.dtype))
+
+
+@pytest.fixture
+def _numbers():
+    """Put back what the test itself changed."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(mode=True)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.usefixtures("_numbers")
+def test_nothing_of_the_callers_changes(raises):
+    """Values, memory, mode, hooks, gradients, attributes, inputs, random states and settings are as before."""
+    layer, inputs = Vandal(raises=raises), floats(3, 4)
+    layer.inner[0].bias.grad = torch.full((4,), 3.0)
+    layer.inner[2].eval()
+    before, world = _held(layer, inputs), _world()
+    report = tk.check(layer, inputs)
+    assert report.failed
+    assert _held(layer, inputs) == before
+    assert _world() == world
+
+
+@pytest.mark.usefixtures("_numbers")
+def test_an_odd_world_stays_odd():
+    """The caller's own settings, however unusual, are those after a check."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    world = _world()
+    with torch.no_grad():
+        assert tk.check(lambda: nn.Linear(4, 4), floats(3, 4).double()).ok
+        assert not torch.is_grad_enabled()
+    assert _world() == world
+
+
+def test_a_layer_that_does_not_run_changes_nothing_either():
+    """The caller's world is whole after a LayerCallError as well."""
+    layer, inputs = Vandal(), torch.ones(2, 5)
+    before, world = _held(layer, inputs), _world()
+    with pytest.raises(tk.errors.LayerCallError):
+        tk.check(layer, inputs)
+    assert _held(layer, inputs) == before
+    assert _world() == world
