@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 _PUNCTUATION = "_-/+#$"
+_MOST_DIGITS = 1000
 _DIGIT_RUN = re.compile(r"(\d+)")
 
 
@@ -52,9 +53,14 @@ def prefixes(name: str) -> list[str]:
     return found
 
 
+def _is_number(run: str) -> bool:
+    # Python refuses to make an int of more than 4300 digits; names in hostile files may have them.
+    return run.isdecimal() and len(run) <= _MOST_DIGITS
+
+
 def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], ...]:
     """Sort key under which ``layers.2`` comes before ``layers.10``, compared segment by segment."""
     return tuple(
-        tuple((0, int(run), run) if run.isdecimal() else (1, 0, run) for run in _DIGIT_RUN.split(segment) if run)
+        tuple((0, int(run), run) if _is_number(run) else (1, 0, run) for run in _DIGIT_RUN.split(segment) if run)
         for segment in name.split(".")
     )

@@ -85,6 +85,14 @@ def test_ties_are_one_row_under_the_naturally_smallest_name(tmp_path, new):
     ]
 
 
+def test_names_of_very_many_digits_are_listed(tmp_path):
+    """Python makes no number of more than 4300 digits; names of a tie are put in order all the same."""
+    weight = torch.ones(2)
+    value = {f"a.{digits}": weight.detach() for digits in ("9" * 5000, "10", "9", "8" * 5000)}
+    (row,) = pickled_listing(save(value, tmp_path / "d.pt", new=True)).rows
+    assert [len(name) for name in row.names] == [3, 4, 5002, 5002]
+
+
 @pytest.mark.parametrize("new", FORMATS, ids=["zip", "legacy"])
 def test_only_a_parameter_says_what_kind_it_is(tmp_path, new):
     """Kind and trainability are known of an nn.Parameter, and of nothing else."""
