@@ -152,7 +152,10 @@ def _same(before: Any, after: Any) -> bool:
 
 def reseed(seed: int) -> None:
     """Seed every generator that code may draw from, so that two runs can be compared."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.accelerator.is_available():
+        # Where there is none, this queues calls for later, with a traceback each: a hundred times as long.
+        torch.manual_seed(seed)
     random.seed(seed)
     if _numpy_random() is not None:
         _numpy_random().seed(seed % 2**32)
