@@ -1,7 +1,7 @@
 """Train a small network on handwritten digits, and look at its parameters on the way.
 
 Run it with ``make demo``. It trains on scikit-learn's digits (1,797 real 8x8 scans, shipped with the package), and
-shows the structure, selections, the init plan, a tie, the accuracy on digits that training never saw, the saved
+shows the structure, selections, checks, the init plan, a tie, the accuracy on digits held out, the saved
 file, and a fresh clone whose outputs equal the trained network's bit for bit.
 """
 
@@ -75,6 +75,14 @@ def look(net: DigitNet, images: Tensor) -> None:
             console.print("   ", name)
 
 
+def prove(images: Tensor) -> None:
+    """Check that the network behaves before it is trained."""
+    section("The checks that a layer must pass")
+    report = tk.check(DigitNet, images[:8])
+    print(report)
+    report.raise_for_failures()
+
+
 def initialise(net: DigitNet) -> None:
     """Give every parameter a value by rule, and show the plan that was applied."""
     section("The init plan, applied")
@@ -146,6 +154,7 @@ def main() -> None:
     train_images, test_images, train_labels, test_labels = digits()
     net = DigitNet()
     look(net, train_images)
+    prove(train_images)
     initialise(net)
     show_ties(net)
     train(net, train_images, train_labels)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -27,7 +29,9 @@ def code_of(document):
 def test_the_code_in_a_document_runs(document, tmp_path, monkeypatch):
     """A reader who pastes the blocks in order into one session, in an empty folder, meets no error."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(code_of(document), document, "exec"), {"__name__": "__main__"})  # noqa: S102 - the document is ours
+    session = ModuleType("__main__")  # where classes are looked up that are pickled
+    monkeypatch.setitem(sys.modules, "__main__", session)
+    exec(compile(code_of(document), document, "exec"), vars(session))  # noqa: S102 - the document is ours
 
 
 def test_the_translation_shows_the_same_code():
