@@ -62,3 +62,13 @@ def test_a_long_table_is_cut():
     text = tk.params(state)._repr_html_()
     assert text.count("<tr>") == 502
     assert "... 200 more lines: print(table) shows them all" in text
+
+
+def test_marks_that_hide_or_reorder_text_are_shown_as_escapes():
+    """A right-to-left override, an escape and half a surrogate pair are seen, and the page can be encoded."""
+    shown = tk.params(
+        {"a\u202eb": torch.zeros(1), "\x1b[2K": torch.zeros(1), "\ud800": torch.zeros(1)}
+    )._repr_html_()
+    assert not set("\u202e\x1b\ud800") & set(shown)
+    assert all(spelled in shown for spelled in (r"\u202e", r"\x1b", r"\ud800"))
+    shown.encode()

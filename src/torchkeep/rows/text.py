@@ -185,7 +185,7 @@ def _fit(cells: Sequence[str], *, to_left: bool, widest: int | None, runs_on: bo
     joined = "".join(cells)
     plain = joined.isascii() and joined.isprintable()
     if not plain:
-        cells = [cell if cell.isprintable() else _escaped(cell) for cell in cells]
+        cells = list(map(printable, cells))
     widths = list(map(len if plain else _width, cells))
     width = max(found for found in widths if widest is None or found <= widest)
     if to_left and runs_on and width == max(widths):
@@ -210,6 +210,8 @@ def _width(text: str) -> int:
     return cell_len(text)
 
 
-def _escaped(text: str) -> str:
-    """Show characters that are not printable as Python escapes them."""
+def printable(text: str) -> str:
+    r"""Show characters that would disturb a terminal or a page as Python escapes them, such as ``\x1b``."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from torchkeep.rows.folding import fold
-from torchkeep.rows.text import shape_text, size_text, total_lines
+from torchkeep.rows.text import printable, shape_text, size_text, total_lines
 from torchkeep.rows.totals import count
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ _LEFT = "text-align:left"  # on each cell, since notebooks align cells to the ri
 def table_html(rows: Sequence[Row], among: Sequence[Row] | None, notes: Sequence[str] = ()) -> str:
     """Show rows as an HTML table, repeated blocks folded into one line.
 
-    Everything that comes from the source is escaped. More than 500 lines are cut, which the last one says.
+    Everything that comes from the source is escaped, marks that would reorder or hide text too. More than 500
+    lines are cut, which the last one says.
 
     Args:
         rows: what to show.
@@ -38,12 +39,12 @@ def table_html(rows: Sequence[Row], among: Sequence[Row] | None, notes: Sequence
     if len(folded) > _LINES:
         lines.append(_line("td", [f"... {len(folded) - _LINES} more lines: print(table) shows them all"]))
     totals = total_lines(count((entry.rows[0], len(entry.rows)) for entry in folded)).splitlines()
-    below = "".join(f"<div>{escape(sentence)}</div>" for sentence in (*totals, *notes))
+    below = "".join(f"<div>{escape(printable(sentence))}</div>" for sentence in (*totals, *notes))
     return f'<div><table style="border-collapse:collapse">{"".join(lines)}</table>{below}</div>'
 
 
 def _line(tag: str, cells: Sequence[str]) -> str:
-    inner = "".join(f'<{tag} style="{_LEFT}">{escape(cell)}</{tag}>' for cell in cells)
+    inner = "".join(f'<{tag} style="{_LEFT}">{escape(printable(cell))}</{tag}>' for cell in cells)
     return f"<tr>{inner}</tr>"
 
 
