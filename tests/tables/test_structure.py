@@ -304,3 +304,21 @@ def test_what_is_no_module_is_refused():
     """A state_dict has no structure."""
     with pytest.raises(SourceError, match="OrderedDict"):
         tree(nn.Linear(2, 2).state_dict())
+
+
+def test_a_key_with_a_dot_is_shown_quoted():
+    """A module that a hand-written container holds under a dotted key stands in the tree under that key."""
+    net = nn.Module()
+    net._modules["a.b"] = nn.Linear(2, 3)
+    structure = tree(net)
+    assert structure["a.b"].numel == 9
+    assert structure.root.children == (structure["a.b"],)
+
+
+def test_lists_and_dicts_of_parameters_show_what_they_hold():
+    """ParameterList and ParameterDict show their tensors as any layer does, not torch's prose about them."""
+    net = nn.ModuleList([nn.ParameterList([torch.zeros(2)]), nn.ParameterDict({"a b": torch.zeros(2, 3)})])
+    text = str(tree(net))
+    assert "ParameterList(0 [2])" in text
+    assert "ParameterDict(a b [2, 3])" in text
+    assert "containing" not in text

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import torchkeep as tk
 from torchkeep.errors import SourceError
 from torchkeep.tables.survey import OWNERS_ATTRIBUTE, survey
 
@@ -157,3 +158,55 @@ def test_the_classes_of_every_path_are_known():
         "1.0": "ReLU",
     }
     assert found["0"].lineage[-1] == ("torch.nn.modules.module", "Module")
+
+
+def test_two_tensors_under_one_name_are_refused():
+    """A dot in a key can give two tensors one name; the error says which, before either is taken for the other."""
+    net = nn.Module()
+    net.a = nn.Module()
+    net.a.b = nn.Parameter(torch.zeros(3))
+    net._parameters["a.b"] = nn.Parameter(torch.zeros(2))
+    with pytest.raises(SourceError, match=r"two tensors called 'a\.b'"):
+        survey(net)
+    del net.a
+    assert names(net) == ["a.b"]
+
+
+@pytest.mark.parametrize("key", ["", 0, nn.ReLU()])
+def test_a_key_that_is_no_name_is_refused(key):
+    """A hand-written container may use any key; one that makes no name is told, with the module that holds it."""
+    net = nn.Sequential(nn.Module())
+    net[0]._modules[key] = nn.Linear(1, 1)
+    with pytest.raises(SourceError, match="module at '0' holds something under"):
+        survey(net)
+    bare = nn.Module()
+    bare._buffers[key] = torch.zeros(1)
+    with pytest.raises(SourceError, match="the model holds something under"):
+        survey(bare)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_refused_by_name(layout):
+    """A nested tensor has no shape that a row could tell, in a model or in a mapping."""
+    nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=layout)
+    net = nn.Sequential(nn.Module())
+    net[0].register_buffer("parts", nested)
+    with pytest.raises(SourceError, match=r"0\.parts is a nested tensor"):
+        survey(net)
+    with pytest.raises(SourceError, match="parts is a nested tensor"):
+        tk.params({"parts": nested})
+
+
+def test_a_modules_own_getattr_is_not_asked():
+    """A class that answers for every attribute, or raises its own error, is surveyed as any other."""
+
+    class Guarded(nn.Linear):
+        def __getattr__(self, name):
+            if name in ("weight", "bias"):
+                return super().__getattr__(name)
+            raise RuntimeError(name)
+
+    net = nn.Sequential(Guarded(2, 1))
+    assert names(net) == ["0.weight", "0.bias"]
+    assert "Guarded(2, 1)" in str(tk.tree(net))

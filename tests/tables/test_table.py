@@ -348,3 +348,18 @@ def test_repr_shows_the_table_cut_to_a_screen():
     assert len(lines) == 40
     assert f"{len(str(table).splitlines()) - 39} more lines: print(table) shows them all" in repr(table)
     assert lines[-1] == str(table).splitlines()[-1]
+
+
+def test_a_modules_own_equality_is_not_asked():
+    """Whether a layer was replaced is seen by identity; a class whose == raises does no harm."""
+
+    class Incomparable(nn.Linear):
+        __hash__ = nn.Module.__hash__
+
+        def __eq__(self, other):
+            raise RuntimeError
+
+    net = nn.Sequential(Incomparable(2, 3))
+    table = tk.params(net)
+    net[0] = Incomparable(2, 4)
+    assert table.rows[0].shape == (4, 2)

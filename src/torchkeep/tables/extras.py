@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 from ast import literal_eval
-from types import MappingProxyType
+from functools import lru_cache
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from torch import nn
-from torch.nn.utils import parametrize
+
+from torchkeep.tables.modules import original_class, parametrized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _LENGTH = 64
 _OPENING, _CLOSING = "([{", ")]}"
+_SILENT = (nn.Module, nn.ParameterList, nn.ParameterDict)
+"""Classes whose ``extra_repr`` says nothing, or lists what the module holds, which is shown as it is anyway."""
 
 
 def arguments_of(module: nn.Module) -> str:
@@ -24,30 +26,33 @@ def arguments_of(module: nn.Module) -> str:
     What equals the constructor's default is left out, and so are the names of leading required arguments.
     """
     written_by = next(cls for cls in type(module).__mro__ if "extra_repr" in cls.__dict__)
+    if written_by in _SILENT:
+        return ""
     ours = written_by.__module__.partition(".")[0] in ("torch", "torchkeep")
-    if written_by is nn.Module or (parametrize.is_parametrized(module) and not ours):
+    if not ours and parametrized(module):
         # Looking at a parametrized tensor computes it, which may change its state (spectral norm).
         return ""
     try:
         extra = " ".join(module.extra_repr().split())
     except Exception as error:  # noqa: BLE001 - somebody's extra_repr fails; the structure is still worth seeing
         return f"extra_repr raised {type(error).__name__}"
-    short = ", ".join(_without_defaults(extra, _defaults(parametrize.type_before_parametrizations(module))))
+    return _shortened(original_class(type(module)), extra)
+
+
+@lru_cache(maxsize=1024)  # models hold the same few layers many times
+def _shortened(cls: type, extra: str) -> str:
+    short = ", ".join(_without_defaults(extra, _defaults(cls)))
     return short if len(short) <= _LENGTH else f"{short[:_LENGTH].rstrip()}..."
 
 
-_DEFAULTS: WeakKeyDictionary[type, Mapping[str, object]] = WeakKeyDictionary()
-
-
+@lru_cache(maxsize=1024)
 def _defaults(cls: type) -> Mapping[str, object]:
     """Return the constructor's arguments with their defaults (`inspect.Parameter.empty` where there is none)."""
-    if cls not in _DEFAULTS:
-        try:
-            parameters = inspect.signature(cls).parameters
-        except (TypeError, ValueError):
-            parameters = MappingProxyType({})
-        _DEFAULTS[cls] = {name: parameter.default for name, parameter in parameters.items()}
-    return _DEFAULTS[cls]
+    try:
+        parameters = inspect.signature(cls).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: parameter.default for name, parameter in parameters.items()}
 
 
 def _without_defaults(extra: str, defaults: Mapping[str, object]) -> Iterator[str]:

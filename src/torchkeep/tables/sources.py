@@ -25,11 +25,13 @@ from torchkeep.formats.sharded import Sharded, located
 from torchkeep.names import natural_key
 from torchkeep.rows import Listing, Row
 from torchkeep.storage.local import LOCAL
-from torchkeep.tables.survey import OWNERS_ATTRIBUTE, Survey, survey, unwrap
+from torchkeep.tables.modules import unwrap
+from torchkeep.tables.survey import OWNERS_ATTRIBUTE, Survey, survey
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.identity import Key, tensor_key
 from torchkeep.tensors.pickled import PickledReader
 from torchkeep.tensors.reading import changed, read_tensor, read_tensors
+from torchkeep.tensors.sharing import suspects
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -159,6 +161,8 @@ class MappingSource(Source):
             if not isinstance(name, str):
                 raise SourceError(f"the mapping's keys must be names, but one is {name!r} ({type(name).__name__})")
             if isinstance(value, torch.Tensor):
+                if value.is_nested:
+                    raise SourceError(f"{name} is a nested tensor, which has no shape; keep its parts instead")
                 tensors[name] = value
             elif name.rpartition(".")[2] == "_extra_state":
                 left_out.append(name)
@@ -323,7 +327,8 @@ def _state(module: nn.Module) -> list[Any]:
     """Describe what rows say of one module's tensors; flat, so that it is cheap to make and to compare."""
     children = module._modules  # noqa: SLF001 - children() hides a shared child's second place
     transient = module._non_persistent_buffers_set  # noqa: SLF001 - there is no public way
-    state = [type(module), module.__dict__.get(OWNERS_ATTRIBUTE), len(children), *children, *children.values()]
+    state = [type(module), module.__dict__.get(OWNERS_ATTRIBUTE), len(children), *children]
+    state += map(id, children.values())  # a module may have an == of its own
     if transient:
         state.append(set(transient))
     for registry in (module._parameters, module._buffers):  # noqa: SLF001 - the public ways hide ties
@@ -346,9 +351,10 @@ def _shape(tensor: Tensor) -> tuple[int, ...] | None:
 
 def _mapped(tensors: Mapping[str, Tensor]) -> Listing:
     """List a mapping's tensors, each tie as one row under its naturally smallest name."""
+    suspected = suspects(tensors)
     groups: dict[Key, list[str]] = {}
     for name, tensor in tensors.items():
-        groups.setdefault(tensor_key(tensor), []).append(name)
+        groups.setdefault(tensor_key(tensor) if name in suspected else name, []).append(name)
     rows = []
     for names in groups.values():
         owner, *aliases = sorted(names, key=natural_key) if len(names) > 1 else names

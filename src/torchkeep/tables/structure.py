@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from torchkeep.errors import NoMatchError
-from torchkeep.names import join, parent
+from torchkeep.names import join
 from torchkeep.selectors.suggest import did_you_mean, nearest
 from torchkeep.tables.extras import arguments_of
+from torchkeep.tables.modules import parametrized, type_info
 from torchkeep.tables.survey import survey as survey_of
-from torchkeep.tables.survey import type_info
 from torchkeep.tables.tracing import Trace, trace
 
 if TYPE_CHECKING:
@@ -215,6 +214,7 @@ class _Builder:
             for place in places
         }
         self._children: dict[str, list[str]] = {"": []}
+        self._around: dict[str, nn.Module] = {}
         self._held: dict[str, tuple[Held, ...]] = {}
         self._first_path: dict[int, str] = {}
         self._first_name: dict[str, str] = {}
@@ -232,12 +232,12 @@ class _Builder:
         inside = module._modules.items()  # noqa: SLF001 - children() hides a shared module's second place
         self._children[path] = [join(path, key) for key, child in inside if child is not None]
         self._children.update((child, []) for child in self._children[path])
+        self._around.update((child, module) for child in self._children[path])
         lazy = self._traced.lazy.get(id(module), {})
-        registered = list(_registered(module))
-        held = (
-            self._hold(path, key, self._rows[id(module), kind, key], lazy.get(key)) for kind, key in registered
+        self._held[path] = tuple(
+            self._hold(path, key, self._rows[id(module), kind, key], lazy.get(key))
+            for kind, key in _registered(module)
         )
-        self._held[path] = tuple(held)
 
     def _hold(self, path: str, key: str, row: Row, traced_shape: tuple[int, ...] | None) -> Held:
         name = join(path, key)
@@ -273,7 +273,7 @@ class _Builder:
             same_as=None if first == path else first,
             calls=tuple(self._traced.calls.get(id(module), ())) if first == path else (),
             runnable=self._can_be_seen_running(path),
-            parametrized=_parametrized(module),
+            parametrized=parametrized(module),
             numel=sum(tensor.numel for tensor in parameters) + sum(child.numel for child in children),
             nbytes=sum(tensor.nbytes for tensor in parameters) + sum(child.nbytes for child in children),
             frozen=frozen + sum(child.frozen for child in children),
@@ -283,9 +283,9 @@ class _Builder:
         )
 
     def _can_be_seen_running(self, path: str) -> bool:
-        module, around = self._survey.modules[path], self._survey.modules[parent(path)]
-        if path and isinstance(around, torch.jit.ScriptModule):
+        if isinstance(self._around.get(path), torch.jit.ScriptModule):
             return False
+        module = self._survey.modules[path]
         # A traced module's class has a forward only once it has an instance.
         of_class = getattr(type(module), "forward", None)
         return "forward" in module.__dict__ or of_class is not nn.Module.forward
@@ -306,11 +306,3 @@ def _registered(module: nn.Module) -> Iterator[tuple[Kind, str]]:
     for key, buffer in module._buffers.items():  # noqa: SLF001
         if buffer is not None:
             yield "buffer", key
-
-
-def _parametrized(module: nn.Module) -> tuple[str, ...]:
-    if not parametrize.is_parametrized(module):
-        return ()
-    lists = module.parametrizations
-    assert isinstance(lists, nn.ModuleDict)
-    return tuple(lists)

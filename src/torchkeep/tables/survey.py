@@ -1,53 +1,42 @@
 """Survey a live module: every tensor under its canonical name, where it hangs, and what is tied.
 
-A name is canonical when it does not depend on how the module happens to be wrapped: DistributedDataParallel,
-DataParallel, torch.compile's OptimizedModule, FSDP and activation checkpointing are recognised by type, and the
-attribute under which they hold the wrapped module is no part of a name.
+A name is canonical when it does not depend on how the module happens to be wrapped: the attribute under which a
+wrapper (see `torchkeep.tables.modules`) holds the wrapped module is no part of it.
 """
 
 from __future__ import annotations
 
-import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
-from weakref import WeakKeyDictionary
 
+from msgspec import Struct
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from torchkeep.errors import SourceError
-from torchkeep.names import join, natural_key
-from torchkeep.rows import Kind, Listing, Row, TypeInfo
+from torchkeep.names import join, natural_key, parent
+from torchkeep.rows import Kind, Listing, Row
+from torchkeep.tables.modules import parametrized, type_info, unwrap, unwrapped, wrappers
 from torchkeep.tensors.dtypes import dtype_name
-from torchkeep.tensors.identity import Key, overlapping, tensor_key
+from torchkeep.tensors.identity import overlapping, tensor_key
+from torchkeep.tensors.sharing import suspects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
     from torch import Tensor
+
+__all__ = ["OWNERS_ATTRIBUTE", "Place", "Survey", "TieGroup", "TieKind", "survey", "type_info", "unwrap"]
 
 TieKind: TypeAlias = Literal["module", "parameter", "storage"]
 
 OWNERS_ATTRIBUTE = "_torchkeep_owners"
 """Holds, on the module that `tk.tie` was given, the declared owners' names; copied and pickled with the module."""
 
-_WRAPPERS = (
-    ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
-    ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
-    ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
-    ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel", "_fsdp_wrapped_module"),
-    (
-        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
-        "ActivationWrapper",
-        "_checkpoint_wrapped_module",
-    ),
-)
 
-
-@dataclass(frozen=True)
-class Place:
+class Place(Struct, frozen=True):
     """One place where a tensor hangs.
 
     Attributes:
@@ -123,8 +112,11 @@ class Survey:
     @cached_property
     def overlaps(self) -> tuple[tuple[str, ...], ...]:
         """Owners' names of distinct tensors whose bytes overlap without their being ties, by group."""
+        owners = [row.name for row in self.listing.rows]
+        suspected = suspects(dict(zip(owners, self.tensors, strict=True)))
+        names = list(suspected)
         return tuple(
-            tuple(self.listing.rows[position].name for position in group) for group in overlapping(self.tensors)
+            tuple(names[position] for position in group) for group in overlapping(list(suspected.values()))
         )
 
 
@@ -132,94 +124,101 @@ def survey(net: nn.Module) -> Survey:
     """Walk ``net`` once and describe every parameter and buffer in it.
 
     Raises:
-        SourceError: ``net`` is no module, or contains itself.
+        SourceError: ``net`` is no module, contains itself, holds something under a name that is empty or no text,
+            two tensors under one name, or a nested tensor.
     """
     if not isinstance(net, nn.Module):
         raise SourceError(f"expected a torch.nn.Module, found {type(net).__name__}; give the model itself")
     root = unwrap(net)
     modules: dict[str, nn.Module] = {}
     declared: set[str] = set()
-    groups: dict[Key, list[Place]] = {}
+    places: list[Place] = []
     plain: dict[str, str] = {}
     for path, module in _walk(root):
         modules[path] = module
         declared.update(join(path, name) for name in module.__dict__.get(OWNERS_ATTRIBUTE, ()))
-        if parametrize.is_parametrized(module):
-            plain |= {join(path, "parametrizations", key): join(path, key) for key in _parametrizations(module)}
-        for place in _places(path, module):
-            groups.setdefault((place.kind, tensor_key(place.tensor)), []).append(place)
-    rows, tensors, all_places = [], [], []
-    for group in groups.values():
-        places = _owner_first(group, declared)
-        rows.append(_row(places, modules, plain))
-        tensors.append(places[0].tensor)
-        all_places.append(places)
-    types = {path: type_info(type(module)) for path, module in modules.items()}
-    return Survey(root, Listing(rows, types, "the model"), tuple(tensors), tuple(all_places), modules)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module inside any known wrappers around it."""
-    while True:
-        for home, name, attribute in _WRAPPERS:
-            # A wrapper whose module was never imported can't be around anything.
-            wrapper = getattr(sys.modules.get(home), name, None)
-            if wrapper is not None and isinstance(module, wrapper):
-                module = getattr(module, attribute)
-                break
-        else:
-            return module
-
-
-_TYPES: WeakKeyDictionary[type, TypeInfo] = WeakKeyDictionary()
-
-
-def type_info(cls: type) -> TypeInfo:
-    """Describe a module's class by name; a class that torch made on the fly counts as the one it was made from."""
-    known = _TYPES.get(cls)
-    if known is None:
-        lineage = [
-            (base.__module__, base.__qualname__) for base in _original(cls).__mro__ if issubclass(base, nn.Module)
-        ]
-        known = _TYPES[cls] = TypeInfo(tuple(lineage))
-    return known
-
-
-def _original(cls: type) -> type:
-    """Undo parametrize's ``ParametrizedLinear`` and fully_shard's ``FSDPLinear``."""
-    sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    while True:
-        bases = cls.__bases__
-        if cls.__name__ == f"Parametrized{bases[0].__name__}" and cls.__module__ == "torch.nn.utils.parametrize":
-            cls = bases[0]
-        elif sharded in bases and cls.__name__ == f"FSDP{bases[-1].__name__}":
-            cls = bases[-1]
-        else:
-            return cls
+        plain |= {join(path, "parametrizations", key): join(path, key) for key in parametrized(module)}
+        places += _places(path, module)
+    classes = {cls: type_info(cls) for cls in set(map(type, modules.values()))}
+    types = {path: classes[type(module)] for path, module in modules.items()}
+    named = _by_name(places)
+    groups = _tied(places, named, declared)
+    tensors = tuple([named[group[0].name] for group in groups])
+    owners = [_holder(group, plain, modules) for group in groups]
+    class_names = {cls: info.name for cls, info in classes.items()}
+    rows = [
+        _row(group, tensor, class_names[type(owner)], plain)
+        for group, tensor, owner in zip(groups, tensors, owners, strict=True)
+    ]
+    return Survey(root, Listing(rows, types, "the model"), tensors, tuple(groups), modules)
 
 
 def _walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module with its canonical path, parents first, a shared one once for each path."""
+    known = wrappers()
     pending: list[tuple[str, nn.Module, frozenset[int]]] = [("", root, frozenset())]
     while pending:
         path, module, above = pending.pop()
         if id(module) in above:
             raise SourceError(f"the module at {path!r} contains itself, so its names never end; remove the loop")
         yield path, module
+        children = module._modules  # noqa: SLF001 - children() skips a shared child's second place
+        if not children:
+            continue
         above |= {id(module)}
-        children = module._modules.items()  # noqa: SLF001 - children() skips a shared child's second place
-        pending.extend(
-            (join(path, key), unwrap(child), above) for key, child in reversed(children) if child is not None
-        )
+        prefix = f"{path}." if path else ""
+        for key, child in reversed(children.items()):
+            if child is not None:
+                pending.append((prefix + _checked(key, path), unwrapped(child, known), above))
 
 
 def _places(path: str, module: nn.Module) -> Iterator[Place]:
-    for key, parameter in module._parameters.items():  # noqa: SLF001 - named_parameters hides ties and raises on lazies
+    prefix = f"{path}." if path else ""
+    # named_parameters would hide ties and raise on lazy parameters.
+    for key, parameter in module._parameters.items():  # noqa: SLF001 - the dict itself
         if parameter is not None:
-            yield Place(join(path, key), module, key, "parameter")
-    for key, buffer in module._buffers.items():  # noqa: SLF001
+            yield Place(prefix + _checked(key, path), module, key, "parameter")
+    for key, buffer in module._buffers.items():  # noqa: SLF001 - same
         if buffer is not None:
-            yield Place(join(path, key), module, key, "buffer")
+            yield Place(prefix + _checked(key, path), module, key, "buffer")
+
+
+def _checked(key: object, path: str) -> str:
+    """Return the key under which a module holds something; torch's own ways of registering let no other pass."""
+    if isinstance(key, str) and key:
+        return key
+    where = f"the module at {path!r}" if path else "the model"
+    raise SourceError(f"{where} holds something under {key!r}, which is no name; register it under a text")
+
+
+def _by_name(places: Sequence[Place]) -> dict[str, Tensor]:
+    """Return the tensor of each place, and raise for what rows can't describe."""
+    named = {place.name: place.tensor for place in places}
+    if len(named) < len(places):
+        twice = next(name for name, count in Counter(place.name for place in places).items() if count > 1)
+        raise SourceError(f"the model has two tensors called {twice!r}, as a key in it holds a dot; rename one")
+    for name, tensor in named.items():
+        if tensor.is_nested:
+            raise SourceError(
+                f"{name} is a nested tensor, which has no shape; let the model hold its parts, or a padded tensor"
+            )
+    return named
+
+
+def _tied(places: Sequence[Place], named: Mapping[str, Tensor], declared: set[str]) -> list[tuple[Place, ...]]:
+    """Put together the places of each tensor, the owner's first."""
+    suspected = suspects(named)
+    if not suspected:
+        return [(place,) for place in places]
+    groups: list[list[Place]] = []
+    known: dict[Hashable, list[Place]] = {}
+    for place in places:
+        tensor = suspected.get(place.name)
+        group: list[Place] = [] if tensor is None else known.setdefault((place.kind, tensor_key(tensor)), [])
+        if not group:
+            groups.append(group)
+        group.append(place)
+    return [_owner_first(group, declared) for group in groups]
 
 
 def _owner_first(places: list[Place], declared: set[str]) -> tuple[Place, ...]:
@@ -228,33 +227,34 @@ def _owner_first(places: list[Place], declared: set[str]) -> tuple[Place, ...]:
     return tuple(sorted(places, key=lambda place: (place.name not in declared, natural_key(place.name))))
 
 
-def _row(places: tuple[Place, ...], modules: Mapping[str, nn.Module], plain: Mapping[str, str]) -> Row:
+def _holder(places: tuple[Place, ...], plain: Mapping[str, str], modules: Mapping[str, nn.Module]) -> nn.Module:
+    """Return the module that owns a tensor; of a parametrized weight, the layer that uses it."""
+    names = _plain_names(places, plain)
+    return modules[parent(names[0])] if names else places[0].module
+
+
+def _plain_names(places: tuple[Place, ...], plain: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple([plain[path] for place in places if (path := parent(place.name)) in plain]) if plain else ()
+
+
+def _row(places: tuple[Place, ...], tensor: Tensor, module_type: str, plain: Mapping[str, str]) -> Row:
     owner = places[0]
-    tensor = owner.tensor
-    plain_names = [plain[path] for place in places if (path := place.name.rpartition(".")[0]) in plain]
-    holder = modules[plain_names[0].rpartition(".")[0]] if plain_names else owner.module
     return Row(
         name=owner.name,
         shape=None if is_lazy(tensor) else tuple(tensor.shape),
         dtype=dtype_name(tensor.dtype),
-        device=str(tensor.device),
+        device="cpu" if tensor.is_cpu else str(tensor.device),
         kind=owner.kind,
-        persistent=any(_is_persistent(place) for place in places),
+        persistent=any(map(_is_persistent, places)),
         trainable=owner.kind == "parameter" and tensor.requires_grad,
-        module_type=type_info(type(holder)).name,
-        aliases=tuple(place.name for place in places[1:]),
-        plain=tuple(plain_names),
+        module_type=module_type,
+        aliases=tuple([place.name for place in places[1:]]),
+        plain=_plain_names(places, plain),
     )
 
 
 def _is_persistent(place: Place) -> bool:
     return place.kind == "parameter" or place.key not in place.module._non_persistent_buffers_set  # noqa: SLF001
-
-
-def _parametrizations(module: nn.Module) -> list[str]:
-    lists = module.parametrizations
-    assert isinstance(lists, nn.ModuleDict)
-    return list(lists)
 
 
 def _tie_kind(places: tuple[Place, ...]) -> TieKind:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from torchkeep.names import join
-from torchkeep.tables.survey import unwrap
+from torchkeep.tables.modules import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
