@@ -1,9 +1,9 @@
 """How fast one file is saved and loaded, beside safetensors and torch: `python benchmarks/bench_files.py`.
 
-Every save is durable (ours always is; the peers' files are synced after they are written); ours digests every byte
-and, when loading, verifies every byte. The runs of all lines are interleaved, each line is the median, and the page
-cache is dropped file by file for what is called cold. The limits of the machine are measured in the same rounds:
-O_DIRECT write and sync, O_DIRECT read, two threads each, and copying memory.
+Every save is durable (ours always is; the peers' files are synced after they are written); ours digests every
+byte and, when loading, verifies every byte. The runs of all lines are interleaved, each line is the median, and
+the page cache is dropped file by file for what is called cold. The limits of the machine are measured in the same
+rounds: O_DIRECT write and sync, O_DIRECT read, two threads each, and copying memory.
 
     python benchmarks/bench_files.py [--rounds 9] [--gib 1] [--small 20000] [--folder DIR]
 """
@@ -137,7 +137,7 @@ def compare(title, folder, net, rounds, *, limits):
     cases = {
         "save   limit (O_DIRECT)": (
             nothing,
-            lambda: at_limit(raw, size, write, lambda d, b, at: os.pwrite(d, b, at)),
+            lambda: at_limit(raw, size, write, os.pwrite),
         ),
         "save   torchkeep": (nothing, lambda: tk.save(net, ours)),
         "save   torchkeep, dict": (nothing, lambda: tk.save(state, folder / "dict")),
