@@ -23,12 +23,22 @@ def is_bare_segment(segment: str) -> bool:
     return segment != "" and all(map(is_bare_char, segment))
 
 
+def printable(text: str) -> str:
+    r"""Show characters that would disturb a terminal or a page as Python escapes them, such as ``\x1b``."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def quote_text(text: str) -> str:
+    """Spell any text as a selector's quotes hold it, in single quotes, printable whatever it holds."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{printable(escaped)}'"
+
+
 def quote_segment(segment: str) -> str:
-    """Spell one literal segment as a selector does: bare where that is possible, else in single quotes."""
-    if is_bare_segment(segment):
-        return segment
-    escaped = segment.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    """Spell one literal segment as a selector does: bare where that is possible, else quoted."""
+    return segment if is_bare_segment(segment) else quote_text(segment)
 
 
 def quote_name(name: str) -> str:

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 
 from torchkeep.rows import Row
 from torchkeep.rows.text import render, shape_text, size_text, table
+from torchkeep.selectors import as_literal
 
 WEIGHT = {"shape": (4, 2), "dtype": "float32", "kind": "parameter", "trainable": True}
 
@@ -100,6 +101,7 @@ def test_nothing_in_a_name_reaches_the_terminal_as_control():
     """Newlines, escape sequences, text direction marks and lone surrogates are shown escaped, on one line."""
     shown = render([Row("a\n\x1b[31m\u202eb\ud800", (1,), "float32")])
     assert r"'a\n\x1b[31m\u202eb\ud800'" in shown
+    assert as_literal(r"'a\n\x1b[31m\u202eb\ud800'") == "a\n\x1b[31m\u202eb\ud800"
     assert all(line.isprintable() for line in shown.splitlines())
 
 

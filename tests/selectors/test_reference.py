@@ -73,11 +73,12 @@ texts = st.text(max_size=8) | st.sampled_from(SEGMENTS)
 @example(["", ".", "..a", "a."])
 @example(["-", "re:'x'", "**", "*", "{a,b}", "a b", "'", '"', "\\", "@x", ":param", "~a", "a\nb", "[0]"])
 def test_pasting_a_quoted_name_selects_exactly_that_row(keys):
-    """Whatever a key is called, its quoted spelling selects it and nothing else."""
+    """Whatever a key is called, its quoted spelling selects it and nothing else, and can be shown as it is."""
     listing = Listing([Row(key, (), "float32") for key in keys], None, "the mapping")
     for position, key in enumerate(keys):
         assert select(quote_name(key)).indices(listing) == [position]
         assert as_literal(quote_name(key)) == key
+        assert quote_name(key).isprintable()
 
 
 @many
@@ -92,7 +93,8 @@ def test_a_segment_fits_however_it_is_tried(found, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["re:'a'", """re:"it's \\" q" """, "re:'\\''", "[shape=()]", "[numel>=1.5]", "@'a.<b>.C'"]
+    "text",
+    ["re:'a'", """re:"it's \\" q" """, "re:'\\''", "[shape=()]", "[numel>=1.5]", "@'a.<b>.C'", r"@'a\x1b.C'"],
 )
 def test_unusual_spellings_read_back(text):
     """Quotes in quotes, scalars, fractions and odd class names survive being shown and pasted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from torchkeep.dtypes import DTYPES
+from torchkeep.names import printable
 from torchkeep.rows.folding import fold
 from torchkeep.rows.totals import count
 
@@ -208,10 +209,3 @@ def _width(text: str) -> int:
     from rich.cells import cell_len  # noqa: PLC0415 - few names need it, and it takes long to import
 
     return cell_len(text)
-
-
-def printable(text: str) -> str:
-    r"""Show characters that would disturb a terminal or a page as Python escapes them, such as ``\x1b``."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

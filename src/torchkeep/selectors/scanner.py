@@ -27,6 +27,8 @@ MAX_DEPTH = 64
 """How deep parentheses, braces, ``~`` and ``>`` may nest: people need a handful, and Python's own stack ends."""
 
 QUOTES = "'\""
+_ESCAPE = re.compile(r"""\\(?:['"\\nrt]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4})""")
+"""What a backslash may begin in quotes: a part of what Python's own strings know."""
 _INDEX = re.compile(r"\s*(-?\d{1,18})?\s*(?:(:)\s*(-?\d{1,18})?\s*)?", re.ASCII)
 _ENDS = ("", ")")
 _STRAY = {
@@ -215,23 +217,29 @@ def read_quoted(scan: Scanner, *, dots: bool) -> str:
     while (char := scan.peek()) != quote:
         if not char:
             scan.fail(start, f"this quote is never closed; add {quote}")
+        length = 1
+        if char == "\\":
+            char, length = _read_escape(scan)
         if char == "." and not dots:
             scan.fail(
                 scan.pos, "a quoted segment holds no dot: dots part segments; quote each one, as in 'a b'.'c d'"
             )
-        if char == "\\":
-            scan.pos += 1
-            char = scan.peek()
-            if char and char not in "\\'\"":
-                scan.fail(
-                    scan.pos - 1,
-                    "in quotes a backslash stands only before a quote or a backslash; "
-                    "a regular expression is written re:'...'",
-                )
         found.append(char)
-        scan.pos += 1
+        scan.pos += length
     scan.pos += 1
     return "".join(found)
+
+
+def _read_escape(scan: Scanner) -> tuple[str, int]:
+    """Return the character that the escape here stands for, and how long the escape is."""
+    match = _ESCAPE.match(scan.text, scan.pos)
+    if match is None:
+        scan.fail(
+            scan.pos,
+            "in quotes a backslash stands only before a quote or a backslash, and in \\n, \\r, \\t, \\x1b and "
+            "\\u202e; a regular expression is written re:'...'",
+        )
+    return match[0].encode("ascii").decode("unicode_escape"), len(match[0])
 
 
 def _read_index(scan: Scanner) -> Index:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from msgspec import Struct
 
-from torchkeep.names import quote_segment
+from torchkeep.names import quote_segment, quote_text
 from torchkeep.rows import Row
 
 if TYPE_CHECKING:
@@ -267,12 +267,6 @@ def children(node: Node) -> tuple[Node, ...]:
             return node.parts
         case _:
             return ()
-
-
-def quote_text(text: str) -> str:
-    """Quote any text as a selector does, dots too."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _spell_pieces(pieces: Pieces) -> str:

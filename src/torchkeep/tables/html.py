@@ -5,8 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from torchkeep.names import printable
 from torchkeep.rows.folding import fold
-from torchkeep.rows.text import printable, shape_text, size_text, total_lines
+from torchkeep.rows.text import shape_text, size_text, total_lines
 from torchkeep.rows.totals import count
 
 if TYPE_CHECKING:
