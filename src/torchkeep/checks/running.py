@@ -52,11 +52,14 @@ def check(
     Raises:
         LayerCallError: the layer does not run on these inputs at all.
         CheckError: a name is no check's, or the factory makes no module.
+        SelectorError: a declaration selects nothing.
     """
     chosen = _chosen(only, skip, expected or {})
     # The factory may draw, and the first call may reseed: what is put back is what was there before both.
     with undisturbed():
         subject = Subject(layer, args, kwargs or {}, declare or Declare())
+        for selection in (subject.declare.stop_gradient, subject.declare.mutates):
+            subject.selected(selection)
         with undisturbed(subject.snapshot), _kept(subject):
             subject.first_call()
         results: dict[str, Result] = {}
