@@ -31,6 +31,8 @@ def folder(tmp_path_factory):
     save_file(tensors, folder / "model.safetensors")
     net = {"embed.weight": torch.ones(64, 4), "head.weight": torch.ones(3, 4), "head.bias": torch.zeros(3)}
     tk.save(net, folder / "net.safetensors")
+    net["head.weight"][0, 0] = 3
+    tk.save({**net, "head.bias": torch.zeros(3).half(), "scale": torch.ones(1)}, folder / "later.safetensors")
     data = bytearray((folder / "net.safetensors").read_bytes())
     data[4100] ^= 1
     (folder / "damaged.safetensors").write_bytes(data)

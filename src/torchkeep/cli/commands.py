@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 import torchkeep
+from torchkeep.cli.diffing import diff
 from torchkeep.cli.endings import Answer, finish
 from torchkeep.cli.showing import show
 from torchkeep.cli.verifying import verify
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """\b
 Exit codes:
   0   done
-  1   the answer is "no": the selector matches nothing; verify: damaged
+  1   the answer is "no": the selector matches nothing; diff: different; verify: damaged
   2   usage: no such option, or the selector can't be read
   3   the source can't be used: missing, damaged, no such format
   70  a bug in torchkeep       74  the output can't be written
@@ -82,6 +83,23 @@ def _show(source: str, selector: str | None, *, stats: bool, as_json: bool) -> C
     header of the file is read; --stats reads the tensors and checks their digests.
     """
     return partial(show, source, selector, stats=stats, as_json=as_json)
+
+
+@_commands.command("diff", short_help="Compare the tensors of two files.", epilog=EXIT_CODES)
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.argument("selector", default=None, required=False)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write one JSON document, one tensor a line, nothing folded."
+)
+def _diff(first: str, second: str, selector: str | None, *, as_json: bool) -> Callable[[], Answer]:
+    """Compare the tensors of A and B by name.
+
+    Told are names that only one of them has, changed shapes, dtypes and kinds, ties that only one of them has, and
+    how far apart values are that are not equal bit for bit. SELECTOR says which tensors; all of them when it is
+    left out. The files are read piece by piece, so they may be larger than memory.
+    """
+    return partial(diff, first, second, selector, as_json=as_json)
 
 
 @_commands.command("verify", short_help="Read files again and find what is damaged.", epilog=EXIT_CODES)

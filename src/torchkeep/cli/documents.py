@@ -15,6 +15,7 @@ from torchkeep.rows.totals import count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torchkeep.files.comparing import Compared, Comparison
     from torchkeep.files.verifying import SourceReport
     from torchkeep.rows import Row
     from torchkeep.tables.statistics import Statistics
@@ -86,3 +87,31 @@ def _head(**fields: object) -> str:
 def _text(path: str) -> str:
     # A path may hold bytes that are no text; JSON may not.
     return path.encode("utf-8", "backslashreplace").decode()
+
+
+def diff_document(first: str, second: str, selector: str | None, found: Comparison) -> str:
+    """Return the document of ``torchkeep diff --json``: one tensor of both a line, with a final newline."""
+    opening = _head(first=_text(first), second=_text(second), selector=selector, same=found.same)
+    only = ",".join(
+        f'"only_{which}":[{",".join(_encode(_row(row)) for row in rows)}]'
+        for which, rows in zip(("first", "second"), found.only, strict=True)
+    )
+    ties = _encode({"ties_first": found.ties[0], "ties_second": found.ties[1]})[1:-1]
+    lines = ",\n".join(_encode(_compared(one)) for one in found.common)
+    return f'{opening},{only},{ties},"common":[\n{lines}\n]}}\n'
+
+
+def _compared(one: Compared) -> dict[str, Any]:
+    first, second = one.rows
+    return {
+        "name": one.name,
+        "changes": one.changes,
+        "equal": one.equal,
+        "difference": one.difference,
+        "first": _said(first),
+        "second": _said(second),
+    }
+
+
+def _said(row: Row) -> dict[str, Any]:
+    return {"name": row.name, "shape": row.shape, "dtype": row.dtype, "kind": row.kind, "aliases": row.aliases}

@@ -124,3 +124,13 @@ def truncated(path: str, start: int, stop: int, end: int, tensor: str = "") -> D
     )
     error.tensor, error.file, error.start, error.stop = tensor, path, start, stop
     return error
+
+
+def differing(path: str, start: int, stop: int, tensor: str, what: str = "digest") -> DamageError:
+    """Return the error for bytes of a tensor that are not what was written, as their digest or checksum says."""
+    error = DamageError(
+        f"tensor {tensor!r} in {path!r} is damaged: bytes {start} to {stop} of the file are not what was written "
+        f"(their {what} differs); take the file from a copy"
+    )
+    error.tensor, error.file, error.start, error.stop = tensor, path, start, stop
+    return error
