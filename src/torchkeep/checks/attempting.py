@@ -82,6 +82,30 @@ def converted(subject: Subject, dtype: torch.dtype) -> Inputs:
     )
 
 
+def agree(own: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | None = None) -> bool:
+    """Tell whether two ways to compute an output agree to half the digits of the first one's dtype.
+
+    Args:
+        own: what the layer gives.
+        other: what it gives another way; its dtype may be another.
+        scale: values as large as the layer's usual output. None: those of ``own``. Sizes below a thousandth count
+            as that.
+    """
+    if own.shape != other.shape or own.layout != other.layout:
+        return False
+    if not _floats(own):
+        return own.layout != torch.strided or torch.equal(own, other)
+    wide = torch.promote_types(own.dtype, torch.float64)
+    finite = own.isfinite()
+    if not torch.equal(finite, other.isfinite()):
+        return False
+    first, second = own[finite].to(wide), other[finite].to(wide)
+    usual = first if scale is None or not _floats(scale) else scale.detach()[scale.isfinite()]
+    largest = max([values.abs().max().item() for values in (first, usual) if values.numel()], default=0.0)
+    allowed = torch.finfo(own.dtype).eps ** 0.5 * max(largest, 1e-3)
+    return not first.numel() or (first - second).abs().max().item() <= allowed
+
+
 def not_numbers(output: Any) -> set[str]:
     """Return the paths of an output's tensors that hold a NaN."""
     return {path for path, tensor in outputs(output).items() if _floats(tensor) and bool(tensor.isnan().any())}

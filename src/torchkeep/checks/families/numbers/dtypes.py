@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchkeep.checks.attempting import Attempt, attempt, converted, not_numbers, require_no_draws
+from torchkeep.checks.attempting import Attempt, agree, attempt, converted, not_numbers, require_no_draws
 from torchkeep.checks.comparing import outputs
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
@@ -89,7 +89,7 @@ def float64(subject: Subject) -> Iterator[Finding]:
     require_no_draws(subject)
     before, after = outputs(plain.output), outputs(found.output)
     for path in before.keys() & after.keys():
-        if not _agree(before[path], after[path]):
+        if not agree(before[path], after[path]):
             yield Finding(
                 "it differs from the output in the layer's own dtype by more than rounding explains",
                 "convert to no fixed dtype inside; compare the two runs step by step",
@@ -166,20 +166,6 @@ def _trouble(subject: Subject, dtype: torch.dtype, plain: Attempt, found: Attemp
 
 def _declared(subject: Subject, dtype: torch.dtype) -> bool:
     return dtype in (subject.declare.dtypes or ())
-
-
-def _agree(own: torch.Tensor, other: torch.Tensor) -> bool:
-    if own.shape != other.shape:
-        return False
-    if not own.is_floating_point() or own.layout != torch.strided or not own.numel():
-        return True
-    finite = own.isfinite() & other.isfinite()
-    first, second = own[finite].double(), other[finite].double()
-    if not first.numel():
-        return True
-    return bool(
-        (first - second).abs().max() <= torch.finfo(own.dtype).eps ** 0.5 * max(first.abs().max().item(), 1e-3)
-    )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchkeep.checks.attempting import attempt, not_numbers
-from torchkeep.checks.nested import tensors
+from torchkeep.checks.probing import pull_back, with_leaves
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
 from torchkeep.checks.spotting import NanSpotter
@@ -127,25 +127,11 @@ def _new_nans(
 
 def _gradient_nans(subject: Subject, inputs: Inputs) -> list[str]:
     """Return the inputs and parameters whose gradient holds a NaN; empty where nothing can be differentiated."""
-    wanted = {
-        path: tensor.requires_grad_()
-        for path, tensor in (*tensors(inputs[0], "args"), *tensors(inputs[1], "kwargs"))
-        if tensor.is_floating_point()
-    }
-    found = attempt(subject, inputs, grad=True)
+    handed, wanted = with_leaves(subject, inputs)
+    found = attempt(subject, handed, grad=True)
     wanted.update((name, tensor) for name, tensor in subject.layer.named_parameters() if tensor.requires_grad)
-    starts = [tensor for _, tensor in tensors(found.output) if tensor.requires_grad]
-    if not starts:
-        return []
-    generator = torch.Generator().manual_seed(1)
-    cotangents = [
-        torch.randn(start.shape, generator=generator, dtype=torch.float64).to(start.device, start.dtype)
-        for start in starts
-    ]
     try:
-        grads: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
-            starts, list(wanted.values()), cotangents, allow_unused=True
-        )
+        grads = pull_back(found.output, wanted.values())
     except RuntimeError:  # whatever is wrong with its backward is for the checks of gradients to say
         return []
     return [

@@ -9,13 +9,14 @@ from torch import nn
 
 from torchkeep.checks.comparing import differences
 from torchkeep.checks.nested import tensors
+from torchkeep.checks.probing import differentiable, noise, with_leaves
 from torchkeep.checks.registry import proves
 from torchkeep.checks.reporting import Finding
 from torchkeep.checks.snapshot import same_bits
 from torchkeep.checks.tracing import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torchkeep.checks.subject import Subject
 
@@ -110,15 +111,9 @@ def hooks_left(subject: Subject) -> Iterator[Finding]:
     for training in (False, True):
         subject.snapshot.restore()
         before = _hooks(subject.layer)
-        given = subject.inputs(
-            lambda _, tensor: (
-                tensor.detach().clone().requires_grad_(tensor.is_floating_point() or tensor.is_complex())
-            )
-        )
-        # A layer that works on its inputs in place must not meet leaves.
-        handed = subject.inputs(_views_of(dict((*tensors(given[0], "args"), *tensors(given[1], "kwargs")))))
-        output = subject.call(handed, training=training)
-        made = dict((*tensors(handed[0], "args"), *tensors(handed[1], "kwargs")))
+        given, _ = with_leaves(subject, subject.inputs())
+        output = subject.call(given, training=training)
+        made = dict((*tensors(given[0], "args"), *tensors(given[1], "kwargs")))
         hooked = [path for path, tensor in made.items() if tensor._backward_hooks]  # noqa: SLF001 - nothing else tells
         _backward(output)
         left = [name for name, count in _hooks(subject.layer).items() if count > before.get(name, 0)]
@@ -132,15 +127,6 @@ def hooks_left(subject: Subject) -> Iterator[Finding]:
                     where=_hook_line(subject, name, training=training) if name in left else "",
                     severe=name in left,
                 )
-
-
-def _views_of(leaves: dict[str, torch.Tensor]) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """Return a conversion of inputs to what is computed from leaves that require a gradient."""
-
-    def view(path: str, _: torch.Tensor) -> torch.Tensor:
-        return leaves[path] * 1 if leaves[path].requires_grad else leaves[path]
-
-    return view
 
 
 def _hook_line(subject: Subject, name: str, *, training: bool) -> str:
@@ -167,8 +153,8 @@ def _is_hooks(key: str, held: object) -> bool:
 
 def _backward(output: object) -> None:
     """Run backward where there is anything to differentiate; what it raises is for the checks of gradients."""
-    starts = [tensor for _, tensor in tensors(output) if tensor.requires_grad]
+    starts = differentiable(output)
     try:
-        torch.autograd.backward(starts, [torch.ones_like(start) for start in starts])
+        torch.autograd.backward(starts, [noise(start, 1) for start in starts])
     except RuntimeError:
         return
