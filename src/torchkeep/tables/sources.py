@@ -1,4 +1,4 @@
-"""What tables are read from: a live module, a mapping of tensors, a file of safetensors or torch.save.
+"""What tables are read from: a live module, a mapping of tensors; files stand in `torchkeep.tables.filed`.
 
 A source gives a listing of rows, and the tensor that hangs under a name now. It is asked anew each time, so that a
 table never shows what was true when it was made.
@@ -16,21 +16,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torchkeep.errors import SourceError
-from torchkeep.formats.contents import open_contents
-from torchkeep.formats.kinds import holds_pickle
-from torchkeep.formats.opening import FileReader
-from torchkeep.formats.pickles import pickled_of
-from torchkeep.formats.pickles.machine import shown
-from torchkeep.formats.sharded import Sharded, located
 from torchkeep.names import natural_key
 from torchkeep.rows import Listing, Row
-from torchkeep.storage.local import LOCAL
 from torchkeep.tables.modules import unwrap
 from torchkeep.tables.survey import OWNERS_ATTRIBUTE, Survey, survey
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.identity import Key, tensor_key
-from torchkeep.tensors.pickled import PickledReader
-from torchkeep.tensors.reading import changed, read_tensor, read_tensors
 from torchkeep.tensors.sharing import suspects
 
 if TYPE_CHECKING:
@@ -38,13 +29,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from torchkeep.formats.opening import Readable
     from torchkeep.tables.survey import Place
 
-_BATCH = 64 << 20
-_SHOWN = 10
 _PLAIN = (torch.Tensor, nn.Parameter)
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ACCEPTED = (
     "a torch.nn.Module, a mapping from names to tensors (a state_dict), or the path of a .safetensors, .pt, .pth "
     "or .bin file or of a folder of them"
@@ -193,73 +180,6 @@ class MappingSource(Source):
         return isinstance(other, MappingSource) and self._mapping is other._mapping  # noqa: SLF001 - its own kind
 
 
-class FileSource(Source):
-    """A safetensors file: the header as read when the table was made; each tensor is read when it is asked for."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._contents = open_contents(path)
-        self._listing = self._contents.listing
-
-    def listing(self) -> Listing:
-        """Return the rows."""
-        return self._listing
-
-    def tensor(self, position: int) -> Tensor:
-        """Read one tensor and verify its bytes."""
-        return read_tensor(self._contents, self._listing.rows[position].name)
-
-    def each(self, positions: Sequence[int]) -> Iterator[Tensor]:
-        """Read tensors in turn, small ones some at a time, from a file that is opened only once."""
-        header = self._contents.header
-        with LOCAL.open(header.path) as file:
-            if file.read(0, min(file.size, header.data_start)) != header.raw:
-                raise changed(header.path)
-            for names in _batches(self._listing, positions):
-                found = read_tensors(file, self._contents, names)
-                yield from map(found.pop, names)
-
-    def is_same(self, other: Source) -> bool:
-        """Tell whether ``other`` is a table of the same file with the same header."""
-        if not isinstance(other, FileSource):
-            return False
-        mine, theirs = self._contents.header, other._contents.header  # noqa: SLF001 - its own kind
-        return os.path.realpath(mine.path) == os.path.realpath(theirs.path) and mine.raw == theirs.raw
-
-
-class PickledSource(Source):
-    """A file of torch.save, described when the table was made; each tensor is read when it is asked for."""
-
-    def __init__(self, file: Readable) -> None:
-        self._pickled = pickled_of(file)
-        left_out = self._pickled.left_out
-        if left_out:
-            names = ", ".join(shown(name) for name in left_out[:_SHOWN])
-            more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
-            self.notes = (f"attributes of tensors are left out: {names}{more}",)
-
-    def listing(self) -> Listing:
-        """Return the rows."""
-        return self._pickled.listing
-
-    def tensor(self, position: int) -> Tensor:
-        """Read one tensor and verify its storage."""
-        return next(self.each([position]))
-
-    def each(self, positions: Sequence[int]) -> Iterator[Tensor]:
-        """Read tensors in turn, small ones some at a time, from a file that is opened only once."""
-        with LOCAL.open(self._pickled.path) as file:
-            for names in _batches(self.listing(), positions):
-                found = PickledReader(file, self._pickled).tensors(names)
-                yield from map(found.pop, names)
-
-    def is_same(self, other: Source) -> bool:
-        """Tell whether ``other`` is a table of the same file with the same pickle."""
-        if not isinstance(other, PickledSource):
-            return False
-        mine, theirs = self._pickled, other._pickled  # noqa: SLF001 - its own kind
-        return os.path.realpath(mine.path) == os.path.realpath(theirs.path) and mine.seal == theirs.seal
-
-
 def open_source(source: object) -> Source:
     """Return the source that reads ``source``.
 
@@ -273,42 +193,11 @@ def open_source(source: object) -> Source:
     if isinstance(source, Mapping):
         return MappingSource(source)
     if isinstance(source, str | os.PathLike):
-        return _open_path(source)
+        from torchkeep.tables.filed import open_path  # noqa: PLC0415 - it builds on this module
+
+        return open_path(source)
     found = f"the class {source.__name__}; make an instance of it first" if isinstance(source, type) else None
     raise SourceError(f"expected {ACCEPTED}; found {found or _article(type(source).__name__)}")
-
-
-def _open_path(path: str | os.PathLike[str]) -> Source:
-    # Text that names no file may be meant as something else altogether; a path object can only be a path.
-    looks_like_one = not isinstance(path, str) or path.endswith(_SUFFIXES) or os.path.exists(path)  # noqa: PTH110
-    if not looks_like_one:
-        raise SourceError(f"there is no file {path!r}; expected {ACCEPTED}")
-    found = located(path)
-    if isinstance(found, Sharded):
-        from torchkeep.tables.parts import ShardedSource  # noqa: PLC0415 - it builds on this module
-
-        return ShardedSource(found, {part: _of_file(part) for part in found.parts})
-    return _of_file(found)
-
-
-def _of_file(path: str) -> Source:
-    with FileReader(path) as file:
-        return PickledSource(file) if holds_pickle(file) else FileSource(path)
-
-
-def _batches(listing: Listing, positions: Sequence[int]) -> Iterator[list[str]]:
-    """Yield names of tensors that are no more than `_BATCH` bytes together, or of one that is larger."""
-    batch: list[str] = []
-    size = 0
-    for position in positions:
-        row = listing.rows[position]
-        if batch and size + row.nbytes > _BATCH:
-            yield batch
-            batch, size = [], 0
-        batch.append(row.name)
-        size += row.nbytes
-    if batch:
-        yield batch
 
 
 def _with_wrappers(modules: Iterable[nn.Module]) -> list[nn.Module]:
