@@ -1,0 +1,92 @@
+"""How long `tk.check` takes, with every check that is not opt-in: from a small MLP to 10 million parameters.
+
+Beside it stands the machine's limit: one training step (forward and backward) of the same layer, and how many such
+steps the checks are worth. The last lines are the slowest checks of the largest model. Each number is the least of
+some runs, since other programs only ever add to it.
+
+    python benchmarks/bench_checks.py
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+import torchkeep as tk
+from torchkeep.rows.text import table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def transformer() -> nn.Module:
+    """Make an encoder of about ten million parameters."""
+    layer = nn.TransformerEncoderLayer(384, 6, 1536, batch_first=True)
+    return nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+
+def cases() -> dict[str, tuple[Callable[[], nn.Module], torch.Tensor, int, str]]:
+    """Return what is checked: factory, input, runs, and what is promised."""
+    return {
+        "MLP 20-64-64-3": (
+            lambda: nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)),
+            torch.randn(2, 20),
+            5,
+            "under 1 s",
+        ),
+        "convolutions, batch norm, dropout": (
+            lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout()),
+            torch.randn(4, 3, 16, 16),
+            3,
+            "",
+        ),
+        "LSTM, 2 layers": (lambda: nn.LSTM(32, 64, 2, batch_first=True), torch.randn(2, 10, 32), 3, ""),
+        "MLP of 10 million": (
+            lambda: nn.Sequential(nn.Linear(1024, 4096), nn.GELU(), nn.Linear(4096, 1400)),
+            torch.randn(2, 1024),
+            1,
+            "under 30 s",
+        ),
+        "transformer of 10 million": (transformer, torch.randn(2, 16, 384), 1, "under 30 s"),
+    }
+
+
+def step_seconds(make: Callable[[], nn.Module], inputs: torch.Tensor) -> float:
+    """Return the least time of a forward and a backward."""
+    layer = make()
+    seconds = []
+    for _ in range(5):
+        start = perf_counter()
+        output = layer(inputs)
+        output = output[0] if isinstance(output, tuple) else output
+        output.sum().backward()
+        seconds.append(perf_counter() - start)
+    return min(seconds)
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    lines, slowest = [], []
+    tk.check(lambda: nn.Linear(2, 2), torch.randn(2, 2))  # imports and first calls
+    for name, (make, inputs, rounds, promise) in cases().items():
+        count = tk.params(make()).numel
+        step = step_seconds(make, inputs)
+        seconds = []
+        for _ in range(rounds):
+            start = perf_counter()
+            report = tk.check(make, inputs)
+            seconds.append(perf_counter() - start)
+            assert report.ok, str(report)
+        best = min(seconds)
+        lines.append((name, f"{count:,}", f"{best:.2f}", f"{step * 1e3:.2f}", f"{best / step:,.0f}", promise))
+        slowest = sorted(report.results, key=lambda one: -one.seconds)[:6]
+    print(table(("layer", "parameters", "check s", "step ms", "steps", ""), lines, "<>>>><"))
+    print()
+    print(table(("slowest of the last", "s"), [(one.name, f"{one.seconds:.2f}") for one in slowest], "<>"))
+
+
+if __name__ == "__main__":
+    main()
