@@ -23,6 +23,9 @@
     │   ├── NewerFormatError           it was written by a later torchkeep
     │   ├── UnsafeFileError            it asks for something to be imported, called or changed; nothing was
     │   └── DamageError                a digest or a size does not match: tensor, file and byte range are named
+    ├── StoreError (ValueError)        a store of checkpoints that can't be used as asked
+    │   ├── MissingCheckpointError (KeyError)  it has no such checkpoint
+    │   └── StoreLockedError (TimeoutError)    another process writes to it
     └── StorageError (OSError)         the operating system refused
         └── MissingFileError (FileNotFoundError)
 
@@ -208,6 +211,18 @@ class DamageError(FormatError):
     start: int = 0
     stop: int = 0
     replaced: tuple[str, ...] = ()
+
+
+class StoreError(TorchkeepError, ValueError):
+    """A store of checkpoints that can't be used as asked: no store, steps that go backwards, a forked child."""
+
+
+class MissingCheckpointError(StoreError, KeyError):
+    """The store has no such checkpoint."""
+
+
+class StoreLockedError(StoreError, TimeoutError):
+    """Another process writes to the store; the sentence names host and process."""
 
 
 class StorageError(TorchkeepError, OSError):

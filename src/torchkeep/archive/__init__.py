@@ -1,0 +1,24 @@
+"""A store of checkpoints on disk, format 1, without torch: commit, read, verify, prune.
+
+`Archive` looks into a store and reads; it needs no lock. `Writer` is an archive that holds the store's lock,
+commits and prunes. What they promise, the crash explorer in tests/crash/ checks: after any crash a restore gives
+exactly the last acknowledged checkpoint or the one in flight, whole.
+"""
+
+from __future__ import annotations
+
+from torchkeep.archive.manifest import Manifest as Manifest
+from torchkeep.archive.manifest import Piece as Piece
+from torchkeep.archive.manifest import Stored as Stored
+from torchkeep.archive.manifest import Summary as Summary
+from torchkeep.archive.reading import Archive as Archive
+from torchkeep.archive.reading import Listed as Listed
+from torchkeep.archive.reading import Restored as Restored
+from torchkeep.archive.retaining import Retention as Retention
+from torchkeep.archive.tensors import Part as Part
+from torchkeep.archive.tensors import TensorBytes as TensorBytes
+from torchkeep.archive.verifying import Damage as Damage
+from torchkeep.archive.verifying import VerifyReport as VerifyReport
+from torchkeep.archive.verifying import verify as verify
+from torchkeep.archive.writing import PruneReport as PruneReport
+from torchkeep.archive.writing import Writer as Writer

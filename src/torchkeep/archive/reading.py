@@ -1,0 +1,326 @@
+"""Look into a store and read from it. No lock is needed, and nothing is written."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from ctypes import memmove
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
+
+from torchkeep.archive.lines import damaged, first_line
+from torchkeep.archive.manifest import (
+    Manifest,
+    Name,
+    Piece,
+    Stored,
+    Summary,
+    decode_manifest,
+    decode_summary,
+    missing,
+    name_of,
+)
+from torchkeep.archive.marker import read_marker
+from torchkeep.archive.packs import mark_of
+from torchkeep.archive.retaining import best_of
+from torchkeep.archive.tensors import runs_of
+from torchkeep.dtypes import DTYPES
+from torchkeep.errors import (
+    DamageError,
+    FormatError,
+    MissingCheckpointError,
+    MissingFileError,
+    NoMatchError,
+)
+from torchkeep.formats.digests import digest
+from torchkeep.storage.buffers import Buffer
+from torchkeep.storage.transfer import Chunk, read_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torchkeep.storage.base import ReadableFile
+    from torchkeep.storage.folders import FolderStorage
+
+Take: TypeAlias = "Callable[[str, Piece, int], None]"
+"""Is given a tensor's name, a piece of it, and the address where its bytes lie until it returns."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint as a listing shows it.
+
+    Attributes:
+        name: what its file's name says.
+        summary: its first line; None where that can't be read.
+        error: why not.
+    """
+
+    name: Name
+    summary: Summary | None
+    error: FormatError | None = None
+
+
+class Restored(NamedTuple):
+    """What a restore ended with.
+
+    Attributes:
+        manifest: of the checkpoint that was restored.
+        skipped: damage in later checkpoints, the latest first; empty where the one asked for was intact.
+    """
+
+    manifest: Manifest
+    skipped: tuple[DamageError, ...]
+
+
+class Place(NamedTuple):
+    """A piece of a tensor that is to be read."""
+
+    tensor: str
+    piece: Piece
+
+
+class Archive:
+    """A store of checkpoints, for reading.
+
+    Args:
+        storage: the file system.
+        root: the store's folder.
+
+    Attributes:
+        storage: as given.
+        root: as given, resolved.
+        id: of the store.
+
+    Raises:
+        StoreError: the folder is no store.
+        NewerFormatError: a later version made it.
+        StorageError: it can't be read.
+    """
+
+    def __init__(self, storage: FolderStorage, root: str) -> None:
+        self.storage = storage
+        self.root = storage.resolve(root)
+        self.id = read_marker(storage, self.root)
+        self._marks: dict[tuple[str, int], bytes] = {}
+
+    @classmethod
+    def open(cls, storage: FolderStorage, root: str) -> Self:
+        """Open a store; raises what the class says."""
+        return cls(storage, root)
+
+    def pack_path(self, pack: str) -> str:
+        """Return the path of a pack's file."""
+        return f"{self.root}/packs/{pack}.safetensors"
+
+    def manifest_path(self, file: str) -> str:
+        """Return the path of a manifest's file."""
+        return f"{self.root}/checkpoints/{file}"
+
+    # Looking
+
+    def names(self) -> list[Name]:
+        """Return the names of all checkpoints, in the order they were committed; nothing of them is read."""
+        return sorted(filter(None, map(name_of, self.storage.names(f"{self.root}/checkpoints"))))
+
+    def listing(self) -> list[Listed]:
+        """Return all checkpoints in the order they were committed, reading only their first lines.
+
+        One that can't be read is listed with the reason; one that is pruned meanwhile is left out.
+        """
+        found = []
+        for name in self.names():
+            path = self.manifest_path(name.file)
+            try:
+                with closing(self.storage.open(path)) as file:
+                    found.append(Listed(name, decode_summary(path, first_line(file))))
+            except MissingFileError:
+                continue
+            except FormatError as error:
+                found.append(Listed(name, None, error))
+        return found
+
+    def summaries(self) -> list[Summary]:
+        """Return the summaries of all checkpoints in the order they were committed.
+
+        Raises:
+            DamageError: one can't be read.
+        """
+        listing = self.listing()
+        for one in listing:
+            if one.error is not None:
+                raise one.error
+        return [one.summary for one in listing if one.summary is not None]
+
+    def latest(self) -> Manifest | None:
+        """Return the checkpoint with the highest sequence; None where there is none."""
+        names = self.names()
+        return self.manifest(names[-1]) if names else None
+
+    def best(self, metric: str, mode: Literal["min", "max"]) -> Manifest | None:
+        """Return the best checkpoint by a metric; None where none has it."""
+        readable = [one.summary for one in self.listing() if one.summary is not None]
+        found = best_of(readable, metric, mode)
+        return None if found is None else self.manifest(self._named(lambda name: name.sequence == found.sequence))
+
+    def at(self, step: int) -> Manifest:
+        """Return the latest checkpoint of a step.
+
+        Raises:
+            MissingCheckpointError: there is none; the nearest steps are named.
+        """
+        steps = sorted({name.step for name in self.names()}, key=lambda found: (abs(found - step), found))
+        if step not in steps:
+            nearest = ", ".join(map(str, sorted(steps[:5]))) or "none"
+            raise MissingCheckpointError(f"{self.root!r} has no checkpoint of step {step}; it has {nearest}")
+        return self.manifest(self._named(lambda name: name.step == step))
+
+    def _named(self, is_it: Callable[[Name], bool]) -> Name:
+        return [name for name in self.names() if is_it(name)][-1]
+
+    def manifest(self, name: Name) -> Manifest:
+        """Read a whole manifest.
+
+        Raises:
+            DamageError: it is not what was written.
+            NewerFormatError: a later version wrote it.
+            MissingCheckpointError: it is not there any more.
+        """
+        path = self.manifest_path(name.file)
+        try:
+            with closing(self.storage.open(path)) as file:
+                content = file.read(0, file.size)
+        except MissingFileError as cause:
+            raise MissingCheckpointError(f"{path!r} is not there any more: it was pruned") from cause
+        return decode_manifest(path, content)
+
+    # Reading
+
+    def restore(self, load: Callable[[Manifest], None], step: int | None = None) -> Restored | None:
+        """Load a checkpoint: the latest of ``step``, or else the newest that is intact.
+
+        Only damage falls back to an earlier checkpoint, and only without a step: every other error is raised.
+
+        Args:
+            load: reads what it wants of the checkpoint, with `read`; after damage it is called again.
+            step: which one.
+
+        Returns:
+            None only where there is no checkpoint at all.
+
+        Raises:
+            MissingCheckpointError: there is none of that step.
+            DamageError: it is damaged, or all are.
+        """
+        if step is not None:
+            manifest = self.at(step)
+            load(manifest)
+            return Restored(manifest, ())
+        names = self.names()
+        skipped: list[DamageError] = []
+        for name in reversed(names):
+            try:
+                manifest = self.manifest(name)
+                load(manifest)
+            except DamageError as error:
+                skipped.append(error)
+            else:
+                return Restored(manifest, tuple(skipped))
+        if skipped:
+            skipped[0].add_note(f"None of the {len(names)} checkpoints in {self.root!r} is intact.")
+            raise skipped[0]
+        return None
+
+    def read(self, manifest: Manifest, names: Iterable[str], take: Take) -> None:
+        """Read tensors piece by piece; each is handed out only when its digest is right.
+
+        Args:
+            manifest: of the checkpoint.
+            names: of the tensors; aliases count as their owners.
+            take: called for each piece, from several threads.
+
+        Raises:
+            NoMatchError: the checkpoint has no tensor of that name.
+            DamageError: bytes are not what was written, or a pack is missing or cut short.
+            StorageError: a pack can't be read.
+        """
+        owners = dict.fromkeys(manifest.aliases.get(name, name) for name in names)
+        places = [Place(name, piece) for name in owners for piece in _stored(manifest, name).pieces]
+
+        def fail(place: Place, path: str, problem: str) -> None:
+            raise damaged(path, place.piece.start, place.piece.stop, problem, place.tensor)
+
+        self.read_places(manifest, places, take, fail)
+
+    def tensor(self, manifest: Manifest, name: str) -> bytearray:
+        """Read one tensor whole: its bytes in row-major order. Raises what `read` does."""
+        stored = _stored(manifest, manifest.aliases.get(name, name))
+        itemsize = DTYPES[stored.dtype].itemsize
+        buffer = Buffer(stored.nbytes)
+
+        def take(_: str, piece: Piece, address: int) -> None:
+            for start, source, nbytes in runs_of(stored.shape, piece.offset, piece.shape, itemsize):
+                memmove(buffer.address + start, address + source, nbytes)
+
+        self.read(manifest, [name], take)
+        return bytearray(buffer.view[: stored.nbytes])
+
+    def read_places(
+        self, manifest: Manifest, places: Sequence[Place], take: Take, fail: Callable[[Place, str, str], None]
+    ) -> None:
+        """Read places pack by pack; ``fail`` is told of each that is damaged, and may raise."""
+        by_pack: dict[int, list[Place]] = {}
+        for place in sorted(places, key=lambda place: place.piece.start):
+            by_pack.setdefault(place.piece.pack, []).append(place)
+        for number, found in by_pack.items():
+            pack = manifest.body.packs[number].id
+            path = self.pack_path(pack)
+            try:
+                file = self.storage.open(path)
+            except MissingFileError as cause:
+                raise self._missing(manifest, path) from cause
+            with closing(file):
+                whole = [place for place in found if place.piece.stop <= file.size]
+                for place in found[len(whole) :]:
+                    fail(place, path, f"the file has only {file.size} bytes")
+                self._read_pack(file, pack, whole, take, fail)
+
+    def _read_pack(
+        self,
+        file: ReadableFile,
+        pack: str,
+        places: Sequence[Place],
+        take: Take,
+        fail: Callable[[Place, str, str], None],
+    ) -> None:
+        bad: set[int] = set()
+
+        def check(chunk: Chunk, view: memoryview) -> None:
+            place = places[chunk.tensor]
+            if digest(view).hex() != place.piece.digest:
+                bad.add(chunk.tensor)
+                fail(place, file.path, "the digest of these bytes differs")
+            else:
+                self._marks[pack, place.piece.start] = mark_of(view)
+
+        def hand(chunk: Chunk, address: int) -> None:
+            if chunk.tensor not in bad:
+                take(*places[chunk.tensor], address)
+
+        chunks = [
+            Chunk(place.piece.start, place.piece.stop - place.piece.start, position, 0)
+            for position, place in enumerate(places)
+        ]
+        read_chunks(file, chunks, hand, check)
+
+    def _missing(self, manifest: Manifest, path: str) -> DamageError | MissingCheckpointError:
+        """Tell a pack that was lost from one that was pruned, with its manifest, while it was read."""
+        if manifest.path.rpartition("/")[2] in {name.file for name in self.names()}:
+            return missing(path)
+        return MissingCheckpointError(f"{manifest.path!r} was pruned while it was read; read a later checkpoint")
+
+
+def _stored(manifest: Manifest, name: str) -> Stored:
+    found = manifest.tensors.get(name)
+    if found is None:
+        raise NoMatchError(f"{manifest.path!r} has no tensor named {name!r}; list what it has")
+    return found

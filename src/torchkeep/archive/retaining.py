@@ -1,0 +1,70 @@
+"""Decide which checkpoints a run keeps. Pure: nothing here touches a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isnan
+from typing import TYPE_CHECKING, Literal
+
+from torchkeep.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torchkeep.archive.manifest import Summary
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept; one that any of the rules keeps is kept.
+
+    Attributes:
+        last: how many of the latest; None keeps all.
+        every: those whose step is a multiple of this.
+        best: the best one by a metric: its name and ``"min"`` or ``"max"``.
+
+    Raises:
+        StoreError: a rule that can't be.
+    """
+
+    last: int | None = 3
+    every: int | None = None
+    best: tuple[str, Literal["min", "max"]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("last", "every"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise StoreError(f"Retention({name}=...) takes a whole number from 1 on or None, not {value!r}")
+        if self.best is not None and self.best != (self.best[0], "min") and self.best != (self.best[0], "max"):
+            raise StoreError(
+                f"Retention(best=...) takes a metric's name and 'min' or 'max', such as ('loss', 'min'), "
+                f"not {self.best!r}"
+            )
+
+    def kept(self, summaries: Sequence[Summary]) -> set[int]:
+        """Return the sequences of those to keep, among these, which come in the order they were committed."""
+        recent = summaries if self.last is None else summaries[-self.last :]
+        kept = {summary.sequence for summary in recent}
+        if self.every is not None:
+            kept |= {summary.sequence for summary in summaries if summary.step % self.every == 0}
+        if self.best is not None:
+            found = best_of(summaries, *self.best)
+            kept |= set() if found is None else {found.sequence}
+        return kept
+
+
+def best_of(summaries: Iterable[Summary], metric: str, mode: Literal["min", "max"]) -> Summary | None:
+    """Return the one with the lowest or highest value of a metric, the latest of equals; nan never wins.
+
+    None where no checkpoint has that metric as a number.
+    """
+    found: tuple[float, int, Summary] | None = None
+    for summary in summaries:
+        value = summary.values().get(metric)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or isnan(value):
+            continue
+        rank = (-value if mode == "min" else value, summary.sequence, summary)
+        if found is None or rank[:2] > found[:2]:
+            found = rank
+    return None if found is None else found[2]

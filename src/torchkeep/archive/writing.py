@@ -1,0 +1,322 @@
+"""Write a store: commit so that a power cut leaves a checkpoint whole or not at all; prune in reverse order."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import suppress
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from msgspec import Struct
+
+from torchkeep.archive.composing import Content, Filled, Ready, compose_body, is_same
+from torchkeep.archive.manifest import (
+    FORMAT,
+    VERSION,
+    Manifest,
+    Name,
+    Summary,
+    decode_manifest,
+    encode_manifest,
+    encode_metrics,
+    file_name,
+)
+from torchkeep.archive.marker import LOCK
+from torchkeep.archive.packs import write_pack
+from torchkeep.archive.preparing import make_root, prepare, write_new, write_synced
+from torchkeep.archive.reading import Archive, Restored
+from torchkeep.archive.reusing import unchanged, worth_keeping
+from torchkeep.archive.tensors import pieces_of
+from torchkeep.archive.verifying import verify
+from torchkeep.errors import DamageError, StorageError, StoreError
+from torchkeep.formats.digests import CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torchkeep.archive.retaining import Retention
+    from torchkeep.archive.tensors import TensorBytes, Wanted
+    from torchkeep.storage.folders import FolderStorage
+    from torchkeep.storage.folders import Lock as StoreLock
+
+LOCK_WAIT: Final = 10.0
+"""How long a second writer waits, in seconds."""
+_ENDING: Final = ".safetensors"
+
+
+class PruneReport(Struct, frozen=True):
+    """What a prune removed.
+
+    Attributes:
+        removed: the checkpoints, in the order they were committed.
+        packs: how many files of tensors that no checkpoint needs any more.
+    """
+
+    removed: tuple[Summary, ...]
+    packs: int
+
+
+class Writer(Archive):
+    """A store of checkpoints, for reading and writing. It holds the store's lock until it is closed.
+
+    Args:
+        storage: the file system.
+        root: the store's folder; it is made with its parents if need be.
+        wait: how long to wait for another writer, in seconds.
+        chunk: bytes of a piece at most; a multiple of 16.
+        ids: makes names that no other writer makes.
+        clock: tells the time, in seconds since 1970.
+
+    Attributes:
+        base: the checkpoint that the next one builds on: the last one committed or restored here, at first the
+            latest. None where there is none, or the latest can't be read.
+
+    Raises:
+        StoreLockedError: another process writes to it.
+        StoreError: the folder is no store and holds something else.
+        NewerFormatError: a later version made it.
+        StorageError: the operating system refused.
+    """
+
+    def __init__(
+        self,
+        storage: FolderStorage,
+        root: str,
+        *,
+        wait: float = LOCK_WAIT,
+        chunk: int = CHUNK,
+        ids: Callable[[], str] = lambda: secrets.token_hex(8),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._chunk, self._ids, self._clock = chunk, ids, clock
+        self._busy = Lock()
+        self._good: set[int] = set()
+        self._uses: dict[str, frozenset[str]] = {}
+        root = storage.resolve(root)
+        make_root(storage, root)
+        self._lock: StoreLock = storage.lock(f"{root}/{LOCK}", wait)
+        try:
+            self._staging = prepare(storage, root, ids)
+            super().__init__(storage, root)
+            self._settle()
+            names = self.names()
+            self._last = names[-1] if names else None
+            self.base = self._readable(self._last)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._next = self._last.sequence + 1 if self._last else 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back; a second call does nothing."""
+        if self._lock.held:
+            with suppress(StorageError):  # the next writer clears what is left
+                self.storage.remove_folder(self._staging)
+            self._lock.release()
+
+    def _settle(self) -> None:
+        """Make durable what a process may have left visible but not durable when it died."""
+        for folder in ("", "packs/", "checkpoints/"):
+            self.storage.sync_directory(f"{self.root}/{folder}")
+
+    def _readable(self, name: Name | None) -> Manifest | None:
+        with suppress(DamageError):
+            return None if name is None else self.manifest(name)
+        return None
+
+    # Committing
+
+    def restore(self, load: Callable[[Manifest], None], step: int | None = None) -> Restored | None:
+        """Load a checkpoint as `Archive.restore` does; the next commit builds on it."""
+        restored = super().restore(load, step)
+        if restored is not None:
+            self.build_on(restored.manifest)
+        return restored
+
+    def build_on(self, manifest: Manifest) -> None:
+        """Let the next commit follow a checkpoint, whatever came after it: a new line of history."""
+        self.base, self._last = manifest, Name(manifest.sequence, manifest.step, "")
+
+    def commit(
+        self,
+        step: int,
+        tensors: Mapping[str, TensorBytes],
+        *,
+        aliases: Mapping[str, str] | None = None,
+        tree: Any = None,
+        recipe: Any = None,
+        metrics: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        """Commit a checkpoint: when this returns it is durable.
+
+        A state that the last checkpoint holds already at that step is not committed again; new metrics are.
+
+        Args:
+            step: the state's step; not below that of the checkpoint it builds on.
+            tensors: by name, owners only.
+            aliases: owner's name by alias.
+            tree: JSON's own types; how values and tensors are nested.
+            recipe: JSON's own types.
+            metrics: plain values by name.
+            versions: of the programs that take part.
+
+        Returns:
+            Its manifest.
+
+        Raises:
+            StoreError: the step goes backwards, or this process does not hold the lock.
+            UnsavableError: something can't be kept.
+            StorageError: the operating system refused; the store holds what it held before.
+        """
+        with self._busy:
+            self._check_held()
+            self._check_step(step)
+            content = Content.of(aliases, tree, recipe, versions)
+            encoded = encode_metrics(metrics)
+            wanted = [piece for name, tensor in tensors.items() for piece in pieces_of(name, tensor, self._chunk)]
+            base = self.base
+            found = unchanged(wanted, base, self._marks) if base else {}
+            same = base and len(found) == len(wanted) and is_same(base, step, tensors, content)
+            if base and same and (metrics is None or encoded == base.summary.metrics):
+                return base
+            kept = worth_keeping(found, base) if base else {}
+            # What did not change goes apart: together with what changes, it would be written each time.
+            changed = [position for position in range(len(wanted)) if position not in found]
+            settled = [position for position in found if position not in kept]
+            filled = self._write_packs(wanted, [group for group in (changed, settled) if group])
+            body = compose_body(tensors, content, wanted, filled, kept=kept, base=base)
+            nbytes = sum(tensor.nbytes for tensor in body.tensors.values())
+            written = sum(one.packed.pack.size for one in filled)
+            summary = Summary(
+                FORMAT, VERSION, self._next, step, self._clock(), encoded, len(tensors), nbytes, written
+            )
+            manifest = self._publish_all(encode_manifest(summary, body), summary, filled)
+            self._follow(manifest, filled)
+            return manifest
+
+    def _write_packs(self, wanted: Sequence[Wanted], groups: Sequence[Sequence[int]]) -> list[Filled]:
+        """Write a pack for each group of positions, in staging, synced."""
+        filled = []
+        for group in groups:
+            name, pieces = self._ids(), [wanted[position] for position in group]
+            staged = f"{self._staging}/{name}{_ENDING}"
+            packed = write_new(self.storage, staged, lambda file: write_pack(file, name, pieces))  # noqa: B023 - called at once
+            filled.append(Filled(Ready(staged, self.pack_path(name)), group, packed))
+        return filled
+
+    def _publish_all(self, encoded: bytes, summary: Summary, filled: Sequence[Filled]) -> Manifest:
+        """Let the packs be found, and only when that is durable the manifest; its rename is the commit."""
+        file = file_name(summary.sequence, summary.step)
+        manifest = decode_manifest(self.manifest_path(file), encoded)
+        self._next += 1  # also when this fails: a number is never used twice
+        if filled:
+            self._publish([one.ready for one in filled], "packs")
+        ready = Ready(f"{self._staging}/{file}", manifest.path)
+        write_new(self.storage, ready.staged, lambda new: write_synced(new, encoded))
+        try:
+            self._publish([ready], "checkpoints")
+        except BaseException:
+            # It may be there or not after a power cut, and is whole in both cases; it must not be built on.
+            with suppress(StorageError):
+                self.storage.remove(manifest.path)
+            raise
+        return manifest
+
+    def _publish(self, files: Sequence[Ready], folder: str) -> None:
+        """Give synced files their names, and make these durable."""
+        for file in files:
+            self.storage.rename(file.staged, file.final)
+        self.storage.sync_directory(f"{self.root}/{folder}/")
+
+    def _follow(self, manifest: Manifest, filled: Sequence[Filled]) -> None:
+        """Build on a checkpoint that was just committed: what it holds need not be written again."""
+        for one in filled:
+            pack = one.packed
+            self._marks.update(
+                {(pack.pack.id, start): mark for start, mark in zip(pack.starts, pack.marks, strict=True)}
+            )
+        used = {pack.id for pack in manifest.body.packs}
+        self._marks = {place: mark for place, mark in list(self._marks.items()) if place[0] in used}
+        self._good.add(manifest.sequence)
+        self.build_on(manifest)
+
+    def _check_held(self) -> None:
+        if not self._lock.held:
+            raise StoreError(
+                f"{self.root!r} can't be written: it was closed, or this process was forked from the one that "
+                "opened it; write from that one, or open it again"
+            )
+
+    def _check_step(self, step: int) -> None:
+        if type(step) is not int or step < 0:
+            raise StoreError(f"a step is a whole number from 0 on, not {step!r}")
+        if self._last and step < self._last.step:
+            raise StoreError(
+                f"step {step} goes backwards: the last checkpoint in {self.root!r} is of step {self._last.step}; "
+                f"restore one of step {step} or before first, or use another store"
+            )
+
+    # Pruning
+
+    def prune(self, retention: Retention) -> PruneReport:
+        """Remove the checkpoints that ``retention`` does not keep, and the packs that none needs any more.
+
+        Never removed are the latest checkpoint, the one that the next commit builds on, and the newest that is
+        intact: where this process has not written or verified it, it is read first.
+
+        Raises:
+            DamageError: a manifest can't be read, so what it needs is not known; nothing was removed.
+            StoreError: this process does not hold the lock.
+            StorageError: the operating system refused.
+        """
+        with self._busy:
+            self._check_held()
+            summaries = self.summaries()
+            kept = retention.kept(summaries) | self._precious()
+            names = self.names()
+            doomed = [name for name in names if name.sequence not in kept]
+            needed = {pack for name in names if name.sequence in kept for pack in self._packs_of(name)}
+            packs = [
+                path
+                for path in self.storage.names(f"{self.root}/packs")
+                if path.endswith(_ENDING) and path.removesuffix(_ENDING) not in needed
+            ]
+            self._remove(doomed, packs)
+            for name in doomed:
+                self._uses.pop(name.file, None)
+            removed = tuple(summary for summary in summaries if summary.sequence not in kept)
+            return PruneReport(removed, len(packs))
+
+    def _precious(self) -> set[int]:
+        """Return the sequences that no rule may remove."""
+        names = self.names()
+        found = {name.sequence for name in names[-1:]}
+        if self.base is not None:
+            found.add(self.base.sequence)
+        for name in reversed(names):
+            if name.sequence not in self._good and verify(self, [name]).ok:
+                self._good.add(name.sequence)
+            if name.sequence in self._good:
+                return found | {name.sequence}
+        return {name.sequence for name in names}
+
+    def _packs_of(self, name: Name) -> frozenset[str]:
+        if name.file not in self._uses:
+            self._uses[name.file] = frozenset(pack.id for pack in self.manifest(name).body.packs)
+        return self._uses[name.file]
+
+    def _remove(self, manifests: Sequence[Name], packs: Sequence[str]) -> None:
+        """Remove manifests, and only when that is durable packs."""
+        for name in manifests:
+            self.storage.remove(self.manifest_path(name.file))
+        self.storage.sync_directory(f"{self.root}/checkpoints/")
+        for pack in packs:
+            self.storage.remove(f"{self.root}/packs/{pack}")
