@@ -168,6 +168,16 @@ def test_overlapping_tensors_of_different_dtypes_share_memory_again(path):
     assert bits_of(back["floats"])[0] == 255
 
 
+def test_an_overlap_of_one_byte_is_an_overlap(path):
+    """Neighbours that share their last and first element share it again; those that only touch stay apart."""
+    raw = torch.arange(9, dtype=torch.uint8)
+    back = there_and_back({"left": raw[:5], "right": raw[4:], "touching": raw[:4]}, path)
+    back["left"][4] = 99
+    assert back["right"][0] == 99
+    back = there_and_back({"left": raw[:5], "right": raw[5:]}, path)
+    assert back["left"].untyped_storage().data_ptr() != back["right"].untyped_storage().data_ptr()
+
+
 def test_disjoint_parts_of_one_storage_are_kept_apart(path):
     """Chunks of one buffer are ordinary tensors in the file, as safetensors' own users expect."""
     left, right = torch.arange(6.0).chunk(2)
