@@ -429,3 +429,27 @@ def test_inference_mode_and_fake_mode_of_the_caller():
     with torch.device("meta"):
         assert tree(nn.Linear(3, 4), torch.rand(2, 3)).how == "fake"
         assert torch.zeros(1).device.type == "meta"
+
+
+def test_a_function_that_holds_on_to_the_net_is_told():
+    """What a lambda that remembers ``self`` calls is the net itself: the text says so; no tensor is written."""
+
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+            self.step = lambda x: self.norm(2 * x)
+            self.plain = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.plain(self.step(x))
+
+    net = Remembering()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    structure = tree(net, torch.rand(4, 3))
+    (note,) = structure.notes
+    assert note.startswith("called on the net itself")
+    assert note.endswith("were not seen: norm")
+    assert note in str(structure)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert tree(nn.Sequential(nn.Linear(3, 3)), torch.rand(4, 3)).notes == ()

@@ -183,7 +183,8 @@ def tree(net: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None) 
     eval mode, without gradients; the text and `Structure.how` tell. Hooks that were registered from outside the
     net do not run; the text names them.
 
-    What can't be guarded against: a forward that writes to something outside the net, such as a global list.
+    What can't be guarded against: a forward that writes to something outside the net, such as a global list; and
+    functions that remember the net, whose calls go to it rather than to the copy (a note names what they ran).
 
     Args:
         net: the module; wrappers such as DataParallel are looked through.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -88,6 +89,8 @@ class _Attempt:
         self.path_of: dict[int, str] = {}
         for path, module in survey.modules.items():
             self.path_of.setdefault(id(module), path)
+        # Modules of the net itself that were called, which code that holds on to them can do.
+        self.run_themselves: dict[str, None] = {}
         # The exception that came out of a module, the innermost such module's path, and what it was given.
         self.failed: tuple[BaseException | None, str, str] = (None, "", "")
 
@@ -144,10 +147,19 @@ class _Attempt:
             shadow.root.eval()
         own_args = [shadow.value(f"input {position}", value) for position, value in enumerate(args)]
         own_kwargs = {name: shadow.value(f"input {name}", value) for name, value in kwargs.items()}
-        with doubles.guard():
-            shadow.root(*own_args, **own_kwargs)
+        watching = register_module_forward_pre_hook(self._note_original)
+        try:
+            with doubles.guard():
+                shadow.root(*own_args, **own_kwargs)
+        finally:
+            watching.remove()
         calls = {key: list(found.values()) for key, found in self.calls.items()}
-        return Trace(self.how, self.mode, reason, calls, self._lazy(shadow), _notes(shadow))
+        return Trace(self.how, self.mode, reason, calls, self._lazy(shadow), self._notes(shadow))
+
+    def _note_original(self, module: nn.Module, args: object) -> None:
+        del args
+        if id(module) in self.path_of:
+            self.run_themselves[self.path_of[id(module)] or "the whole"] = None
 
     def _devices(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.device]:
         """Return the devices of the inputs, then the net's, each once."""
@@ -173,6 +185,20 @@ class _Attempt:
         call = Call(args, kwargs, output)
         known = alike.get(repr(call))
         alike[repr(call)] = call if known is None else replace(known, times=known.times + 1)
+
+    def _notes(self, shadow: Shadow) -> list[str]:
+        """Say what was not copied, not run, or run on the net itself."""
+        notes = []
+        if shadow.skipped:
+            notes.append(f"hooks that were not run on the copy: {', '.join(shadow.skipped)}")
+        if shadow.shared:
+            notes.append(f"could not be copied, so the copy used the net's own: {', '.join(shadow.shared)}")
+        if self.run_themselves:
+            notes.append(
+                "called on the net itself, not on the copy, by something that holds on to it (a function that "
+                f"remembers self, say), so their shapes were not seen: {', '.join(self.run_themselves)}"
+            )
+        return notes
 
     def _lazy(self, shadow: Shadow) -> dict[int, dict[str, tuple[int, ...]]]:
         """Return the shapes that lazy parameters and buffers have on the copy by now."""
@@ -244,19 +270,6 @@ def _materialise(original: nn.Module, twin: Any, fakes: Any, args: Any, kwargs: 
             for key, tensor in theirs.items():
                 if tensor is not None and is_lazy(tensor):
                     mine[key] = fakes(mine[key], tensor.device)
-
-
-def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-
-
-def _notes(shadow: Shadow) -> list[str]:
-    notes = []
-    if shadow.skipped:
-        notes.append(f"hooks that were not run on the copy: {', '.join(shadow.skipped)}")
-    if shadow.shared:
-        notes.append(f"could not be copied, so the copy used the net's own: {', '.join(shadow.shared)}")
-    return notes
 
 
 _WORDS = {
