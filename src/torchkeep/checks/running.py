@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
+import torch
+
 from torchkeep.checks.declaring import Declare
 from torchkeep.checks.registry import Check, NotApplicable, all_checks
 from torchkeep.checks.reporting import CheckReport, Finding, Result
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     Given = nn.Module | Callable[[], nn.Module]
 
 
+_LARGE = 50_000_000
+"""Elements from which a layer is worth several threads; below, they mostly wait for each other."""
+
+
 def check(
     layer: Given,
     *args: Any,
@@ -37,7 +43,8 @@ def check(
     """Check that a layer behaves.
 
     Nothing of the caller's changes: the layer's values, mode, hooks and gradients, the inputs, random states, grad
-    mode, default dtype and device, thread count.
+    mode, default dtype and device, thread count. Meanwhile a layer of less than 50 million elements runs on one
+    thread.
 
     Args:
         layer: the layer, or a function without arguments that makes one. With a function, the checks that need
@@ -58,6 +65,8 @@ def check(
     # The factory may draw, and the first call may reseed: what is put back is what was there before both.
     with undisturbed():
         subject = Subject(layer, args, kwargs or {}, declare or Declare())
+        if sum(tensor.numel() for tensor in subject.snapshot.tensors) < _LARGE:
+            torch.set_num_threads(1)
         for selection in (subject.declare.stop_gradient, subject.declare.mutates):
             subject.selected(selection)
         with undisturbed(subject.snapshot), _kept(subject):

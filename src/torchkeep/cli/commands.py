@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 import torchkeep
+from torchkeep.cli.checking import InputSpec, check
+from torchkeep.cli.converting import convert
 from torchkeep.cli.diffing import diff
 from torchkeep.cli.endings import Answer, finish
 from torchkeep.cli.showing import show
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 EXIT_CODES = """\b
 Exit codes:
   0   done
-  1   the answer is "no": the selector matches nothing; diff: different; verify: damaged
+  1   the answer is "no": the selector matches nothing; diff: different; verify: damaged;
+      check: the layer does not behave
   2   usage: no such option, or the selector can't be read
   3   the source can't be used: missing, damaged, no such format
   70  a bug in torchkeep       74  the output can't be written
@@ -31,6 +34,11 @@ Examples:
   torchkeep show model.safetensors
   torchkeep show model.safetensors 'encoder.**.weight'
   torchkeep show model.safetensors '[numel>1e6] & [dtype=float32]' --json
+"""
+_CHECK_EXAMPLES = """\b
+Examples:
+  torchkeep check my.layers:Attention --input 2,20,64
+  torchkeep check my.layers:make_embedding --input 2,20:int64:1000 --input mask=2,20:bool
 """
 
 
@@ -85,6 +93,51 @@ def _show(source: str, selector: str | None, *, stats: bool, as_json: bool) -> C
     return partial(show, source, selector, stats=stats, as_json=as_json)
 
 
+def _dtype(_: click.Context, __: click.Parameter, spelling: str | None) -> str | None:
+    """Understand --dtype: a floating-point dtype in any of its spellings."""
+    if spelling is None:
+        return None
+    from torchkeep.dtypes import FLOATS, canonical_dtype  # noqa: PLC0415 - for this option alone
+
+    found = canonical_dtype(spelling)
+    if found not in FLOATS:
+        raise click.BadParameter(
+            f"{spelling!r} is none of the dtypes that can be converted to: {', '.join(FLOATS)}"
+        )
+    return found
+
+
+def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Understand --rename: FROM=TO, each time it is given."""
+    pairs = []
+    for text in given:
+        source, sign, target = text.partition("=")
+        if not sign:
+            raise click.BadParameter(f"expected FROM=TO, such as 'module.=' or 'h.*.=blocks.*.'; found {text!r}")
+        pairs.append((source, target))
+    return pairs
+
+
+@_commands.command("convert", short_help="Write any readable file as safetensors.", epilog=EXIT_CODES)
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option("--select", metavar="SELECTOR", help="Which tensors; all of them when it is left out.")
+@click.option(
+    "--rename", metavar="FROM=TO", multiple=True, callback=_renames, help="Rename by pattern; the last match wins."
+)
+@click.option("--dtype", metavar="DTYPE", callback=_dtype, help="Convert floating-point tensors to this dtype.")
+@click.option("--force", is_flag=True, help="Replace DST when it exists; it may be SRC.")
+def _convert(
+    source: str, target: str, *, select: str | None, rename: list[tuple[str, str]], dtype: str | None, force: bool
+) -> Callable[[], str]:
+    """Write the tensors of SRC as one safetensors file DST.
+
+    DST gets digests and keeps ties, and of files that torchkeep wrote also kinds and classes. It is written beside
+    its place and renamed into it when it is durable. SRC is verified on the way, and read piece by piece.
+    """
+    return partial(convert, source, target, select=select, rename=rename, dtype=dtype, force=force)
+
+
 @_commands.command("diff", short_help="Compare the tensors of two files.", epilog=EXIT_CODES)
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
@@ -112,3 +165,39 @@ def _verify(sources: tuple[str, ...], *, as_json: bool) -> Callable[[], Answer]:
     torch.save since PyTorch 1.6 have checksums; of other files only the structure is checked, which is said.
     """
     return partial(verify, sources, as_json=as_json)
+
+
+@_commands.command("check", short_help="Check that a layer behaves.", epilog=_CHECK_EXAMPLES + "\n" + EXIT_CODES)
+@click.argument("target", metavar="PKG.MODULE:FACTORY")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="[NAME=]SHAPE[:DTYPE[:BELOW]]",
+    help="One per input.",
+)
+@click.option("--only", multiple=True, metavar="CHECK", help="Run this check, and no other that is not named.")
+@click.option("--skip", multiple=True, metavar="CHECK", help="Leave this check out.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
+def _check(
+    target: str,
+    inputs: tuple[str, ...],
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> Callable[[], Answer]:
+    """Check that the layer which FACTORY makes behaves.
+
+    FACTORY is a function without arguments, a class, or a layer, in a module that Python can import from the
+    current folder; its code is run. Each --input is a shape, such as 2,20, filled with random numbers; a dtype may
+    follow, such as 2,20:int64, and for whole numbers what they stay below, such as 2,20:int64:100. NAME=... is a
+    keyword input.
+    """
+    if ":" not in target.strip(":"):
+        raise click.BadParameter(f"expected PKG.MODULE:FACTORY, found {target!r}", param_hint="PKG.MODULE:FACTORY")
+    try:
+        specs = [InputSpec.parse(text) for text in inputs]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--input") from error
+    return partial(check, target, specs, only, skip, as_json=as_json)
