@@ -125,7 +125,8 @@ class FileSource(Source):
         try:
             read_into(self._file, contents, destinations, begun=lambda position: begun(direct[position]))
         finally:  # a load that failed midway has changed some
-            torch.autograd.graph.increment_version([target for _, target in destinations])
+            for _, target in destinations:
+                torch.autograd.graph.increment_version(target)
         views = [
             (position, owner) for position, (owner, _) in enumerate(pairs) if contents.view(owner) is not None
         ]
