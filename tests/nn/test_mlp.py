@@ -105,6 +105,7 @@ def test_parts_are_made_on_the_device_and_in_the_dtype_asked_for():
         ({"activation": nn.ReLU()}, "activation is called for each layer, so give a class"),
         ({"activation": 3}, "activation must be a name, a class, .* found 3"),
         ({"activation": lambda: 3}, r"what activation and norm make must be a torch\.nn\.Module, found int"),
+        ({"dropout": "half"}, "dropout must be a probability between 0 and 1, found 'half'"),
         ({"norm": "group"}, "norm must be one of layer, rms, batch, .* found 'group'"),
         ({"dropout": 1.5}, r"dropout must be a probability between 0 and 1, found 1\.5"),
     ],
@@ -121,3 +122,12 @@ def test_a_wrong_input():
         MLP([3, 2])(torch.rand(2, 4))
     with pytest.raises(BlockError, match=r"found \(\)"):
         MLP([3, 2])(torch.rand(()))
+
+
+def test_batch_norm_takes_nothing_for_features_that_is_none():
+    """BatchNorm1d would normalise over the length of a sequence as long as a layer is wide; that is an error."""
+    mlp = MLP([8, 4, 2], norm="batch")
+    assert mlp(torch.rand(5, 8)).shape == (5, 2)
+    with pytest.raises(BlockError, match=r"expected an input of shape \(batch, 8\), found \(5, 4, 8\)"):
+        mlp(torch.rand(5, 4, 8))
+    assert MLP([8, 2], norm="batch")(torch.rand(5, 4, 8)).shape == (5, 4, 2)

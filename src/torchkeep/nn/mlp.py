@@ -64,7 +64,8 @@ class MLP(Chain):
         dtype: of the parameters.
 
     Raises:
-        BlockError: an argument does not fit; in forward: the input's last dimension is not ``sizes[0]``.
+        BlockError: an argument does not fit; in forward: the input's last dimension is not ``sizes[0]``, or it has
+            other dimensions than ``batch`` before that and ``norm="batch"``.
     """
 
     def __init__(
@@ -81,8 +82,7 @@ class MLP(Chain):
     ) -> None:
         super().__init__()
         self.sizes = _sizes(sizes)
-        if not 0 <= dropout <= 1:
-            raise BlockError(f"MLP: dropout must be a probability between 0 and 1, found {dropout!r}")
+        _check_probability(dropout)
         make_activation = _factory("activation", activation, ACTIVATIONS)
         make_norm = _factory("norm", norm, NORMS)
         made = partial(_made, device, dtype)
@@ -98,10 +98,17 @@ class MLP(Chain):
                 if dropout:
                     parts["dropout"] = nn.Dropout(dropout)
             self.append(nn.Sequential(parts))
+        self._batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in self.modules())
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Sequential's own name for it
         """Compute the output; ``(*, sizes[0]) -> (*, sizes[-1])``."""
         requiring.last_dimension("MLP", requiring.tensor("MLP", "its input", input), self.sizes[0])
+        if self._batch_norm and input.dim() != 2:  # noqa: PLR2004 - batch and features
+            # BatchNorm1d would take the second dimension for the features, silently where the sizes agree.
+            raise BlockError(
+                f"MLP: with norm='batch', expected an input of shape (batch, {self.sizes[0]}), found "
+                f"{requiring.shape(input)}; flatten what stands before the features, or take norm='layer'"
+            )
         for layer in self:
             input = layer(input)  # noqa: A001 - same
         return input
@@ -114,6 +121,11 @@ def _sizes(sizes: Any) -> tuple[int, ...]:
     if len(found) < 2:  # noqa: PLR2004 - an input and an output
         raise BlockError(f"MLP: sizes must have an input's and an output's, such as [64, 10], found {list(found)}")
     return found
+
+
+def _check_probability(dropout: Any) -> None:
+    if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        raise BlockError(f"MLP: dropout must be a probability between 0 and 1, found {dropout!r}")
 
 
 def _factory(name: str, given: Any, known: Mapping[str, Factory]) -> Factory | None:
