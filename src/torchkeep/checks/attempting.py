@@ -82,6 +82,23 @@ def converted(subject: Subject, dtype: torch.dtype) -> Inputs:
     )
 
 
+def rounded_outputs(subject: Subject, output: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of an output by path, rounded to the coarsest dtype among the inputs and parameters.
+
+    What a layer widens at its end has no more right digits than it computed with.
+    """
+    held = (*subject.input_tensors.values(), *subject.layer.parameters())
+    dtypes = {tensor.dtype for tensor in held if tensor.is_floating_point()}
+    coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=None)
+
+    def rounded(tensor: torch.Tensor) -> torch.Tensor:
+        if coarsest is None or not tensor.is_floating_point():
+            return tensor
+        return tensor.to(coarsest) if torch.finfo(tensor.dtype).eps < torch.finfo(coarsest).eps else tensor
+
+    return {path: rounded(tensor) for path, tensor in outputs(output).items()}
+
+
 def agree(own: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | None = None) -> bool:
     """Tell whether two ways to compute an output agree to half the digits of the first one's dtype.
 

@@ -125,6 +125,11 @@ class Captured:
         for name, value in self.values.items():
             SETTINGS[name].write(value)
 
+    def mend(self) -> None:
+        """Put back the settings that are others by now; random generators stay as they are."""
+        for name in self.changed(random=False):
+            SETTINGS[name].write(self.values[name])
+
     def changed(self, *, random: bool) -> list[str]:
         """Return the names of the settings (random generators, or all others) whose values are others by now."""
         return [

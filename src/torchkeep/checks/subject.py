@@ -176,8 +176,13 @@ class Subject:
         args, kwargs = self.inputs() if inputs is None else inputs
         if seed is not None:
             reseed(seed)
-        with torch.set_grad_enabled(grad), nullcontext() if mode is None else mode:
-            return layer(*args, **kwargs)
+        settings = Captured.now()
+        try:
+            with torch.set_grad_enabled(grad), nullcontext() if mode is None else mode:
+                return layer(*args, **kwargs)
+        finally:
+            # A layer that leaves settings changed is found out by one check, and must not disturb the others.
+            settings.mend()
 
     def first_call(self) -> None:
         """Run the layer as given.

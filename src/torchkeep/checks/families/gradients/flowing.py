@@ -94,7 +94,7 @@ def custom_functions(output: Any) -> dict[str, Any]:
     return found
 
 
-@proves(needs=("eval_determinism",))
+@proves(needs=("eval_determinism", "settings_unchanged"))
 def severed_gradient(subject: Subject) -> Iterator[Finding]:
     """Prove that every trainable parameter which changes the output gets a gradient.
 
@@ -197,7 +197,7 @@ def _input_matters(subject: Subject, wanted: str) -> bool:
     return bool(differences(before, subject.call(subject.inputs(convert), training=False, grad=False)))
 
 
-@proves(needs=("eval_determinism",))
+@proves(needs=("eval_determinism", "settings_unchanged"))
 def unused_parameter(subject: Subject) -> Iterator[Finding]:
     """Prove that every trainable parameter can change the output.
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchkeep.checks.attempting import Attempt, agree, attempt, converted, not_numbers, require_no_draws
+from torchkeep.checks.attempting import (
+    Attempt,
+    agree,
+    attempt,
+    converted,
+    not_numbers,
+    require_no_draws,
+    rounded_outputs,
+)
 from torchkeep.checks.comparing import outputs
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
@@ -23,7 +31,7 @@ _UNMOVED = ("unregistered_tensor", "hidden_module", "stale_alias")
 _MISMATCH = re.compile(r"dtype|scalar type|\b(Double|Float|double|float)\b")
 
 
-@proves(needs=("eval_determinism", *_UNMOVED))
+@proves(needs=("eval_determinism", "hard_coded_device", *_UNMOVED))
 def hard_coded_dtype(subject: Subject) -> Iterator[Finding]:
     """Prove that a layer converted to another dtype computes in that one.
 
@@ -37,8 +45,7 @@ def hard_coded_dtype(subject: Subject) -> Iterator[Finding]:
     plain = attempt(subject)
     for dtype, severe in ((torch.float64, True), (torch.bfloat16, False)):
         spotter = DtypeSpotter(dtype)
-        with spotter:
-            found = _run_in(subject, dtype)
+        found = _run_in(subject, dtype, spotter)
         mismatch = found.error is not None and bool(_MISMATCH.search(str(found.error)))
         if mismatch and spotter.spotted and severe:
             yield Finding(
@@ -87,7 +94,7 @@ def float64(subject: Subject) -> Iterator[Finding]:
     if trouble:
         return
     require_no_draws(subject)
-    before, after = outputs(plain.output), outputs(found.output)
+    before, after = rounded_outputs(subject, plain.output), outputs(found.output)
     for path in before.keys() & after.keys():
         if not agree(before[path], after[path]):
             yield Finding(
@@ -132,14 +139,14 @@ def _require_floats(subject: Subject) -> None:
         raise NotApplicable("neither the layer nor its inputs hold floating-point numbers")
 
 
-def _run_in(subject: Subject, dtype: torch.dtype) -> Attempt:
+def _run_in(subject: Subject, dtype: torch.dtype, mode: DtypeSpotter | None = None) -> Attempt:
     """Convert the layer and its inputs, and call it."""
     subject.snapshot.restore()
     try:
         subject.layer.to(dtype)
     except Exception as error:  # noqa: BLE001 - a layer may refuse; the check decides what that means
         return Attempt(error=error)
-    found = attempt(subject, converted(subject, dtype), carry=True)
+    found = attempt(subject, converted(subject, dtype), carry=True, mode=mode)
     subject.snapshot.restore()
     return found
 

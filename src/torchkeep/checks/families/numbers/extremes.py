@@ -119,8 +119,7 @@ def _new_nans(
     paths = not_numbers(found.output)
     if paths:
         spotter = NanSpotter()
-        with spotter:
-            attempt(subject, subject.inputs(convert))
+        attempt(subject, subject.inputs(convert), mode=spotter)
         for path in sorted(paths):
             yield Finding(f"it holds NaN for {what}", fix, tensor=path, where=spotter.where)
 

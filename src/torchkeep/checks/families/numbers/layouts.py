@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchkeep.checks.attempting import agree, attempt, require_no_draws, reversed_layout
-from torchkeep.checks.comparing import outputs
+from torchkeep.checks.attempting import agree, attempt, require_no_draws, reversed_layout, rounded_outputs
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
 
@@ -61,7 +60,8 @@ def _compared(subject: Subject, plain: Inputs, other: Inputs, how: str) -> Itera
             where=found.where,
         )
         return
-    usual, before, after = (outputs(value) for value in (attempt(subject).output, reference.output, found.output))
+    results = (attempt(subject).output, reference.output, found.output)
+    usual, before, after = (rounded_outputs(subject, output) for output in results)
     for path, tensor in before.items():
         if path in after and agree(tensor, after[path], usual.get(path)):
             continue

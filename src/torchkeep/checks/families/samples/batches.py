@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchkeep.checks.attempting import attempt, require_no_draws
+from torchkeep.checks.attempting import attempt, require_no_draws, rounded_outputs
 from torchkeep.checks.comparing import close, outputs
 from torchkeep.checks.probing import perturbed
 from torchkeep.checks.registry import NotApplicable, proves
@@ -62,7 +62,7 @@ def batch_of_one(subject: Subject) -> Iterator[Finding]:
             f"it raises on a batch of one: {found.raised}", fix, where=found.where, severe=_declared(subject)
         )
         return
-    alone = outputs(found.output)
+    alone = rounded_outputs(subject, found.output)
     for path, tensor in output.items():
         expected = tensor.narrow(dim, 0, 1)
         if path not in alone or alone[path].shape != expected.shape:
@@ -118,7 +118,7 @@ def _batch(subject: Subject) -> tuple[int, int, dict[str, torch.Tensor]]:
     found = attempt(subject)
     if found.error is not None:
         raise NotApplicable(f"it does not run in eval mode: {found.raised}")
-    output = outputs(found.output)
+    output = rounded_outputs(subject, found.output)
     sizes = {
         tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else None for tensor in (*given, *output.values())
     }
@@ -137,7 +137,7 @@ def _mixed(subject: Subject, dim: int, size: int, output: dict[str, torch.Tensor
     if "mixed samples" not in subject.memo:
         found: dict[str, tuple[str, int, int]] = {}
         for sample in (0, size - 1):
-            now = outputs(attempt(subject, _replaced(subject, dim, sample)).output)
+            now = rounded_outputs(subject, attempt(subject, _replaced(subject, dim, sample)).output)
             start = 1 if sample == 0 else 0
             for path, before in output.items():
                 if path in now and now[path].shape == before.shape:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchkeep.checks.attempting import attempt
-from torchkeep.checks.comparing import close, outputs
+from torchkeep.checks.attempting import attempt, rounded_outputs
+from torchkeep.checks.comparing import close
 from torchkeep.checks.probing import perturbed
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
@@ -36,7 +36,7 @@ def causality(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable(f"no input has two or more positions along dimension {dim}, which is declared causal")
     before = {
         path: tensor
-        for path, tensor in outputs(subject.call(training=False, grad=False)).items()
+        for path, tensor in rounded_outputs(subject, subject.call(training=False, grad=False)).items()
         if _length(tensor, dim) == length
     }
     if not before:
@@ -48,7 +48,7 @@ def causality(subject: Subject) -> Iterator[Finding]:
     leaking: set[str] = set()
     for start in sorted({1, length // 2, length - 1}):
         found = attempt(subject, _changed(subject, dim, length, start))
-        now = outputs(found.output)
+        now = rounded_outputs(subject, found.output)
         for path, tensor in before.items():
             if path in leaking or path not in now or now[path].shape != tensor.shape:
                 continue
