@@ -57,6 +57,18 @@ _TABLE: Final = {
 DTYPES: Final = {name: DtypeInfo(name, size, code) for name, (size, code) in _TABLE.items()}
 BY_CODE: Final = {info.code: info for info in DTYPES.values() if info.code is not None}
 
+FLOATS: Final = (
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+)
+"""Floating-point dtypes with one number an element, which can be converted into each other."""
+
 _TORCH_ALIASES: Final = {
     "double": "float64",
     "float": "float32",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from torchkeep.cli.endings import DONE, NO, Answer
+from torchkeep.cli.endings import DONE, NO, Answer, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +49,7 @@ _HEADERS: Final = ("name", "count", "change", "elements", "differing", "not fini
 def _sections(first: str, second: str, found: Comparison) -> Iterator[str]:
     from torchkeep.rows.text import table  # noqa: PLC0415 - JSON needs none of it
 
-    sources = (_printable(first), _printable(second))
+    sources = (printable(first), printable(second))
     for source, listing, rows in zip(sources, found.listings, found.only, strict=True):
         if rows:
             headers = ("name", "count", "shape", "dtype", "tied to")
@@ -58,7 +58,7 @@ def _sections(first: str, second: str, found: Comparison) -> Iterator[str]:
         yield f"different:\n{table(_HEADERS, _lines(found.listings[0], found.differing), '<><>>>>>')}"
     for source, ties in zip(sources, found.ties, strict=True):
         if ties:
-            shown = (f"  {_printable(' = '.join(names))}" for names in ties)
+            shown = (f"  {printable(' = '.join(names))}" for names in ties)
             yield "\n".join([f"tied in {source} only:", *shown])
     yield _summary(found)
 
@@ -131,8 +131,3 @@ def _summary(found: Comparison) -> str:
         f"{common} tensor{'' if common == 1 else 's'} in both: {common - differing} equal bit for bit, "
         f"{differing} different; {first} only in the first, {second} only in the second"
     )
-
-
-def _printable(text: str) -> str:
-    """Show what would disturb a terminal as escapes: names come from files."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

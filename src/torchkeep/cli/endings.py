@@ -103,11 +103,15 @@ def _code(error: TorchkeepError) -> int:
     return USAGE if isinstance(error, SelectorError) else UNUSABLE
 
 
+def printable(line: str) -> str:
+    """Show as escapes what would disturb a terminal: names come from files, which must not decide that."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
 def _to_stderr(text: str) -> None:
     if sys.stderr is None:
         return
-    # Errors quote names from files, and what those do to a terminal is not theirs to decide.
-    shown = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    shown = "\n".join(map(printable, text.split("\n")))
     with suppress(OSError, ValueError):  # nobody is left to tell
         sys.stderr.write(shown)
         sys.stderr.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchkeep.cli.endings import DONE, NO, UNUSABLE, Answer
+from torchkeep.cli.endings import DONE, NO, UNUSABLE, Answer, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def verify(sources: Sequence[str], *, as_json: bool) -> Answer:
 
         return Answer(verify_document(reports), code, errors)
     lines = [line for report in reports for file in report.files for line in _lines(file)]
-    return Answer("".join(f"{_printable(line)}\n" for line in [*lines, *_summary(reports)]), code, errors)
+    return Answer("".join(f"{printable(line)}\n" for line in [*lines, *_summary(reports)]), code, errors)
 
 
 def _lines(file: FileReport) -> Iterator[str]:
@@ -61,8 +61,3 @@ def _summary(reports: Sequence[SourceReport]) -> Iterator[str]:
         yield ""
         damaged = sum(bool(file.damage) for file in files)
         yield f"{len(files)} files, {damaged or 'none'} damaged"
-
-
-def _printable(line: str) -> str:
-    """Show what would disturb a terminal as escapes: names come from files."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

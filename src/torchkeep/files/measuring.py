@@ -74,8 +74,8 @@ def difference(left: Elements, right: Elements, rows: tuple[Row, Row]) -> Differ
         parts = [_part(source, row, start, stop) for source, row in zip((left, right), rows, strict=True)]
         if None in map(_as_number, parts):
             return None
-        for a, b in zip(*(part.split(_VALUES) for part in parts), strict=True):
-            found = _Piece(a, b)
+        for at in range(0, stop - start, _VALUES):
+            found = _Piece(*(part[at : at + _VALUES] for part in parts))
             differing += found.differing
             not_finite += found.not_finite
             max_abs = max(max_abs, found.max_abs)

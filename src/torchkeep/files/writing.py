@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import memmove
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import UnsavableError
@@ -36,6 +36,18 @@ if TYPE_CHECKING:
     from torchkeep.storage.base import Storage
 
 _PAGE: Final = 4096
+
+
+class Origin(Protocol):
+    """Where the bytes of a file come from when not from memory."""
+
+    def give(self, chunk: Chunk, address: int) -> None:
+        """Copy a chunk's bytes to an address; called from several threads."""
+        ...
+
+    def finish(self) -> None:
+        """Raise when what was given is not what it should be; until then the old file stands."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -162,13 +174,19 @@ def _document(collected: Collected, shared: Kept, pieces: Sequence[_Piece], reci
     )
 
 
-def write_layout(storage: Storage, path: str, layout: Layout) -> str:
+def write_layout(storage: Storage, path: str, layout: Layout, origin: Origin | None = None) -> str:
     """Write the file in place of ``path``, durably, and return its header's digest.
+
+    Args:
+        storage: where it goes.
+        path: the file.
+        layout: where every byte goes.
+        origin: where the bytes come from; None for the layout's own tensors.
 
     Raises:
         StorageError: the operating system refused; the old file is as it was.
     """
-    pointers = [plain_address(tensor) for tensor in layout.tensors]
+    pointers = [plain_address(tensor) for tensor in layout.tensors] if origin is None else []
 
     def give(chunk: Chunk, address: int) -> None:
         pointer = pointers[chunk.tensor]
@@ -179,7 +197,10 @@ def write_layout(storage: Storage, path: str, layout: Layout) -> str:
 
     header = layout.header
     with replacing(storage, path) as file:
-        text = encode_digests(write_chunks(file, layout.chunks, give)).encode()
+        digests = write_chunks(file, layout.chunks, give if origin is None else origin.give)
+        if origin is not None:
+            origin.finish()
+        text = encode_digests(digests).encode()
         header[layout.digests_at : layout.digests_at + len(text)] = text
         hex_digest = seal(header)
         buffer = Buffer(len(header))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchkeep.formats.pickles.objects import Extent, TensorRef
+    from torchkeep.formats.sharded import Described
     from torchkeep.rows import Listing
     from torchkeep.storage.base import ReadableFile, Storage
 
@@ -45,9 +46,11 @@ class Elements(ABC):
 
     Attributes:
         listing: the rows.
+        described: what the file holds, or the files under an index.
     """
 
     listing: Listing
+    described: Described | Sharded
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> Tensor:
@@ -100,7 +103,7 @@ class _ContentsElements(Elements):
 
     def __init__(self, file: ReadableFile, scratch: _Scratch) -> None:
         self._file, self._scratch = file, scratch
-        self._contents = Contents(header_of(file))
+        self.described = self._contents = Contents(header_of(file))
         self._whole: tuple[str, Tensor] = ("", torch.empty(0))
         document = self._contents.document
         self._size = _PIECE if document is None else document.chunk
@@ -152,7 +155,7 @@ class _PickledElements(Elements):
 
     def __init__(self, file: ReadableFile, scratch: _Scratch) -> None:
         self._file, self._scratch = file, scratch
-        self._pickled = pickled_of(file)
+        self.described = self._pickled = pickled_of(file)
         self._whole: tuple[str, Tensor] = ("", torch.empty(0))
         # Of each storage, checksum and length of the pieces read so far, by where they begin.
         self._pieces: dict[str, dict[int, tuple[int, int]]] = {}
@@ -219,7 +222,7 @@ class _ShardedElements(Elements):
     """The open files under an index."""
 
     def __init__(self, sharded: Sharded, parts: Mapping[str, Elements]) -> None:
-        self.listing = sharded.listing
+        self.listing, self.described = sharded.listing, sharded
         self._where, self._parts = sharded.where, parts
         for path, part in parts.items():
             if any(sharded.where.get(name) != path for row in part.listing.rows for name in row.names):
