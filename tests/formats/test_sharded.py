@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import torchkeep as tk
@@ -230,6 +232,31 @@ def test_an_index_that_is_none_is_refused(tmp_path, text, sentence):
     with pytest.raises(TorchkeepError, match=sentence) as caught:
         listing_of(tmp_path)
     assert isinstance(caught.value, FormatError | MissingFileError)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just("part.safetensors"),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.just("a"), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(weight_map=_JSON, cut=st.integers(0, 400), junk=st.binary(max_size=3))
+def test_whatever_an_index_holds_only_our_errors_come_out(tmp_path, weight_map, cut, junk):
+    """Any JSON, cut anywhere, with any bytes behind: it is read rightly or refused by a TorchkeepError."""
+    if not (tmp_path / "part.safetensors").exists():
+        save_file({"a": torch.zeros(1)}, tmp_path / "part.safetensors")
+    text = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()[:cut] + junk
+    (tmp_path / "model.safetensors.index.json").write_bytes(text)
+    try:
+        rows = listing_of(tmp_path / "model.safetensors.index.json").rows
+    except TorchkeepError:
+        return
+    assert weight_map == {"a": "part.safetensors"}
+    assert [row.name for row in rows] == ["a"]
 
 
 def test_an_index_that_is_too_large_is_not_read(tmp_path):

@@ -7,7 +7,6 @@ lead, and not that the files hold what it says.
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
@@ -189,6 +188,8 @@ _SHOWN: Final = 6
 
 def _read_index(path: str) -> dict[str, str]:
     """Return the file's name by tensor's name."""
+    import json  # noqa: PLC0415 - msgspec does not tell of a key that stands there twice
+
     with FileReader(path) as file:
         if file.size > MAX_HEADER:
             raise FormatError(
