@@ -113,7 +113,29 @@ def pull_back(output: Any, wanted: Iterable[torch.Tensor], *, retain: bool = Fal
     if not starts or not ends:
         return [None for _ in ends]
     cotangents = [noise(start, seed) for seed, start in enumerate(starts, start=1)]
-    return list(torch.autograd.grad(starts, ends, cotangents, allow_unused=True, retain_graph=retain))
+    try:
+        return list(torch.autograd.grad(starts, ends, cotangents, allow_unused=True, retain_graph=retain))
+    except RuntimeError as error:
+        # Reentrant checkpointing works under backward() only.
+        if "use_reentrant" not in str(error):
+            raise
+    return _accumulated(starts, ends, cotangents, retain=retain)
+
+
+def _accumulated(
+    starts: list[torch.Tensor], ends: list[torch.Tensor], cotangents: list[torch.Tensor], *, retain: bool
+) -> list[torch.Tensor | None]:
+    """Return gradients as ``backward()`` accumulates them; those that were there before stay."""
+    before = [(end, end.grad) for end in ends]
+    for end in ends:
+        end.grad = None
+        # An optimizer may hang there, and must not take a step. The layer's snapshot puts it back.
+        end._post_accumulate_grad_hooks = None  # type: ignore[assignment]  # noqa: SLF001 - no public way, and no hint
+    torch.autograd.backward(starts, cotangents, retain_graph=retain)
+    found = [end.grad for end in ends]
+    for end, grad in before:
+        end.grad = grad
+    return found
 
 
 def perturbed(tensor: torch.Tensor, seed: int, size: float = 1.0) -> torch.Tensor:

@@ -68,6 +68,8 @@ def reach(subject: Subject) -> Reached:
 
 def _held_by(path: str, module: nn.Module) -> Iterator[tuple[str, object]]:
     """Yield what a registered module holds besides its registries, and what its code names."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return  # it holds copies of what it was made from, but runs code that sees registered tensors only
     for key, value in vars(module).items():
         if key not in _OWN and not key.startswith("_torchkeep_"):
             yield join(path, key), value

@@ -43,7 +43,11 @@ class Snapshot:
         self._generators: list[tuple[Callable[[Any], object], Any]] = []
         self._values: list[_TensorState] = []
         self._seen: dict[int, object] = {}
+        # Scripted modules hold their tensors and their mode outside of Python's reach.
+        scripted = [module for module in layer.modules() if isinstance(module, torch.jit.ScriptModule)]
+        self._modes = [(module, module.training) for module in scripted]
         pending: list[object] = [layer]
+        pending += [tensor for module in scripted for tensor in (*module.parameters(), *module.buffers())]
         while pending:
             thing = pending.pop()
             if id(thing) not in self._seen:
@@ -81,6 +85,8 @@ class Snapshot:
             value.restore()
         for write, state in self._generators:
             write(state)
+        for module, training in self._modes:
+            module.training = training
 
     def changed(self) -> list[torch.Tensor]:
         """Return the tensors whose bytes, shape or memory are others by now."""

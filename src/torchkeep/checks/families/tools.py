@@ -7,6 +7,7 @@ import pickle as pickling
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn.utils import parametrize
 
 from torchkeep.checks.comparing import differences, kept
@@ -21,8 +22,6 @@ from torchkeep.tensors.identity import storage_key
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from torch import nn
-
     from torchkeep.checks.subject import Subject
 
 
@@ -30,11 +29,12 @@ if TYPE_CHECKING:
 def functional_call(subject: Subject) -> Iterator[Finding]:
     """Prove that ``torch.func.functional_call`` computes with the tensors that it is given.
 
-    Does not apply without floating-point parameters and to scripted modules. Decided by calling the layer, in eval
-    mode, with other values in other tensors: the output must be that of the layer holding these values.
+    Does not apply without floating-point parameters, to scripted modules and to DataParallel. Decided by calling
+    the layer, in eval mode, with other values in other tensors: the output must be that of the layer holding these
+    values.
     """
-    if isinstance(subject.layer, torch.jit.ScriptModule):
-        raise NotApplicable("torch.func.functional_call takes no scripted modules")
+    if isinstance(subject.layer, torch.jit.ScriptModule | nn.DataParallel):
+        raise NotApplicable("torch.func.functional_call takes neither scripted modules nor DataParallel")
     subject.snapshot.restore()
     weights = {name: weight for name, weight in subject.layer.named_parameters() if weight.is_floating_point()}
     if not weights:
