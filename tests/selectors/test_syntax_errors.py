@@ -67,6 +67,7 @@ MISTAKES = [
     ("[ndim^]", "comparison is expected"),
     ("[ndim^==2]", "write `=`"),
     ("[ndim>=^two]", "such as 2, 1_000 or 1e6"),
+    (f"[numel>^{'9' * 5000}]", "at most 100 characters"),
     ("[ndim>=^]", "such as 2, 1_000 or 1e6"),
     ("^[ndim>=2", "add `]`"),
     ("[dtype=^flaot32]", "did you mean `float32`"),

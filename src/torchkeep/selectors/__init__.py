@@ -28,7 +28,6 @@ class Selector:
 
     ``a | b``, ``a & b``, ``a - b`` and ``~a`` combine selectors as in the language; one side may be a string. A
     combination may be empty only if every Selector in it may.
-
     """
 
     __slots__ = ("_allow_empty", "_depth", "_node", "_text")

@@ -17,6 +17,8 @@ _STATES: tuple[StateName, ...] = get_args(StateName)
 _FIELDS: tuple[FieldName, ...] = get_args(FieldName)
 _FIELD = re.compile(r"\s*(\w+)\s*(<=|>=|!=|==|=|<|>)?\s*([^\]]*)")
 _NUMBER = re.compile(r"(\d+(?:_\d+)*)(?:\.(\d+))?(?:[eE]([+-]?\d{1,2}))?", re.ASCII)
+_LONGEST_NUMBER = 100
+"""Far more than any count needs; Python itself reads no more than 4,300 digits."""
 _SHAPE = re.compile(r"\(\)|\d{1,18}(x\d{1,18})*", re.ASCII)
 
 
@@ -125,8 +127,9 @@ def _read_value(scan: Scanner, name: FieldName, value: str) -> FieldValue:
             scan.fail(scan.pos, "a shape is written 64x3x7x7, and () for a scalar")
         return () if value == "()" else tuple(map(int, value.split("x")))
     match = _NUMBER.fullmatch(value)
-    if match is None:
-        scan.fail(scan.pos, f"{name} is compared with a number, such as 2, 1_000 or 1e6")
+    if match is None or len(value) > _LONGEST_NUMBER:
+        long = f" of at most {_LONGEST_NUMBER} characters" if match else ""
+        scan.fail(scan.pos, f"{name} is compared with a number{long}, such as 2, 1_000 or 1e6")
     return _number(*match.groups(default=""))
 
 
