@@ -14,6 +14,7 @@ from torchkeep.names import join
 from torchkeep.selectors.suggest import did_you_mean, nearest
 from torchkeep.tables.extras import arguments_of
 from torchkeep.tables.modules import parametrized, type_info
+from torchkeep.tables.survey import places_of
 from torchkeep.tables.survey import survey as survey_of
 from torchkeep.tables.tracing import Trace, trace
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torchkeep.rows import Kind, Row
-    from torchkeep.tables.survey import Survey
+    from torchkeep.tables.survey import Place, Survey
     from torchkeep.tables.tracing import How, Mode
     from torchkeep.tables.tracing.shapes import Call, Described
 
@@ -236,18 +237,16 @@ class _Builder:
         self._around.update((child, module) for child in self._children[path])
         lazy = self._traced.lazy.get(id(module), {})
         self._held[path] = tuple(
-            self._hold(path, key, self._rows[id(module), kind, key], lazy.get(key))
-            for kind, key in _registered(module)
+            self._hold(place, self._rows[id(module), place.kind, place.key], lazy.get(place.key))
+            for place in places_of(path, module)
         )
 
-    def _hold(self, path: str, key: str, row: Row, traced_shape: tuple[int, ...] | None) -> Held:
-        name = join(path, key)
-        first = self._first_name.setdefault(row.name, name)
-        counted = first == name
-        assert row.kind is not None
+    def _hold(self, place: Place, row: Row, traced_shape: tuple[int, ...] | None) -> Held:
+        first = self._first_name.setdefault(row.name, place.name)
+        counted = first == place.name
         return Held(
-            key=key,
-            kind=row.kind,
+            key=place.key,
+            kind=place.kind,
             shape=row.shape,
             dtype=row.dtype,
             numel=row.numel if counted else 0,
@@ -298,12 +297,3 @@ def _preorder(root: Node) -> Iterator[Node]:
         node = pending.pop()
         yield node
         pending.extend(reversed(node.children))
-
-
-def _registered(module: nn.Module) -> Iterator[tuple[Kind, str]]:
-    for key, parameter in module._parameters.items():  # noqa: SLF001 - named_parameters hides ties
-        if parameter is not None:
-            yield "parameter", key
-    for key, buffer in module._buffers.items():  # noqa: SLF001
-        if buffer is not None:
-            yield "buffer", key

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["OWNERS_ATTRIBUTE", "Place", "Survey", "TieGroup", "TieKind", "survey", "type_info", "unwrap"]
+__all__ = [
+    "OWNERS_ATTRIBUTE",
+    "Place",
+    "Survey",
+    "TieGroup",
+    "TieKind",
+    "places_of",
+    "survey",
+    "type_info",
+    "unwrap",
+]
 
 TieKind: TypeAlias = Literal["module", "parameter", "storage"]
 
@@ -138,7 +148,7 @@ def survey(net: nn.Module) -> Survey:
         modules[path] = module
         declared.update(join(path, name) for name in module.__dict__.get(OWNERS_ATTRIBUTE, ()))
         plain |= {join(path, "parametrizations", key): join(path, key) for key in parametrized(module)}
-        places += _places(path, module)
+        places += places_of(path, module)
     classes = {cls: type_info(cls) for cls in set(map(type, modules.values()))}
     types = {path: classes[type(module)] for path, module in modules.items()}
     named = _by_name(places)
@@ -172,7 +182,8 @@ def _walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 pending.append((prefix + _checked(key, path), unwrapped(child, known), above))
 
 
-def _places(path: str, module: nn.Module) -> Iterator[Place]:
+def places_of(path: str, module: nn.Module) -> Iterator[Place]:
+    """Yield the places of the tensors that a module itself holds; ``path`` is its own, for their names."""
     prefix = f"{path}." if path else ""
     # named_parameters would hide ties and raise on lazy parameters.
     for key, parameter in module._parameters.items():  # noqa: SLF001 - the dict itself
