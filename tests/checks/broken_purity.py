@@ -28,6 +28,12 @@ class SortsItsList(nn.Module):
         return parts[1] * 2
 
 
+class FillsItsList(nn.Module):
+    def forward(self, x, seen):
+        seen.append(x)  # planted
+        return x * 2
+
+
 class ZeroesInTraining(nn.Module):
     def forward(self, x):
         if self.training:
@@ -225,6 +231,7 @@ FAULTS = [
         tensor="kwargs['mask']",
     ),
     Planted("inputs_unchanged", SortsItsList, args=([floats(3, 4), floats(3, 4, seed=1)],), tensor="args[0][1]"),
+    Planted("inputs_unchanged", FillsItsList, args=(floats(3, 4), []), tensor="args[1][0]"),
     Planted("inputs_unchanged", ZeroesInTraining, tensor="args[0]"),
     Planted("state_unchanged", RenormalisesItsWeight, tensor="weight"),
     Planted("state_unchanged", CountsInEval, tensor="calls"),

@@ -136,6 +136,75 @@ class PlainConstant(nn.Module):
         return x + torch.tensor(0.5)
 
 
+class MixesNeighbours(nn.Module):
+    """Takes a sparse matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, graph, x):
+        return torch.sparse.mm(graph, self.inner(x))
+
+
+class Sparsifies(nn.Module):
+    def forward(self, x):
+        return x.relu().to_sparse()
+
+
+class Rotates(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("phase", torch.polar(torch.ones(4), floats(4)))
+
+    def forward(self, z):
+        return z * self.phase
+
+
+class TakesNothing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(floats(3, 2))
+
+    def forward(self):
+        return self.table * 2
+
+
+class ReturnsADistribution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return torch.distributions.Normal(self.mean(x), 1.0)
+
+
+class ReturnsItsInput(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class Compares(nn.Module):
+    def forward(self, x):
+        return x > 0
+
+
+class EmbedsWords(nn.Module):
+    """Takes no tensors, but strings."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 3)
+
+    def forward(self, words):
+        return self.table(torch.tensor([len(word) for word in words], device=self.table.weight.device))
+
+
+class ReturnsNothing(nn.Module):
+    def forward(self, x):
+        assert x.ndim
+
+
 class Case(NamedTuple):
     make: Any
     args: tuple[Any, ...] = (floats(3, 4),)
@@ -164,4 +233,13 @@ SOUND = [
     Case(AddsNested, ({"first": [floats(3, 4), floats(3, 4)], "second": TOKENS.T[:3]},), {"scale": 2.0}),
     Case(ChecksOutCached),
     Case(PlainConstant),
+    Case(MixesNeighbours, (torch.eye(3).to_sparse(), floats(3, 4))),
+    Case(Sparsifies),
+    Case(Rotates, (torch.complex(floats(3, 4), floats(3, 4)),)),
+    Case(TakesNothing, ()),
+    Case(ReturnsADistribution),
+    Case(ReturnsItsInput),
+    Case(Compares),
+    Case(EmbedsWords, (["one", "three"],)),
+    Case(ReturnsNothing),
 ]

@@ -144,6 +144,10 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Tell whether two tensors have one shape, one dtype and equal elements, NaNs compared as equal."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
+    if first.layout != second.layout:
+        return False
+    if first.layout != torch.strided:
+        first, second = first.to_dense(), second.to_dense()
     if first.device != second.device:
         second = second.to(first.device)
     if first.device.type == "meta":

@@ -209,6 +209,8 @@ def unused_parameter(subject: Subject) -> Iterator[Finding]:
     flow = flow_of(subject)
     if not flow.parameters:
         raise NotApplicable("the layer has no trainable parameters")
+    if not list(tensors(subject.call(training=False, grad=False))):
+        raise NotApplicable("forward returns no tensors that can be seen")
     alone = {name: tensor for name, tensor in flow.parameters.items() if name not in flow.connected}
     if not alone:
         return

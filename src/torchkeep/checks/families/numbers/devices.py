@@ -39,11 +39,11 @@ def hard_coded_device(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("it is on the meta device already")
     subject.snapshot.restore()
     layer.eval()
-    moved = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-    args, kwargs = subject.inputs(lambda _, tensor: tensor.detach().to("meta"))
     spotter = DeviceSpotter()
     reseed(SEED)
     try:
+        moved = {name: tensor.detach().to("meta") for name, tensor in state.items()}
+        args, kwargs = subject.inputs(lambda _, tensor: tensor.detach().to("meta"))
         with torch.no_grad(), spotter:
             output = functional_call(layer, moved, args, kwargs)
     except DeviceMixedError as error:

@@ -34,7 +34,7 @@ def large_inputs(subject: Subject) -> Iterator[Finding]:
 
     def enlarged(_: str, tensor: torch.Tensor) -> torch.Tensor:
         own = tensor.detach().clone()
-        if not own.is_floating_point() or not own.numel():
+        if not _is_real(own) or not own.numel():
             return own
         largest = own[own.isfinite()].abs().max().item() if bool(own.isfinite().any()) else 0.0
         return own * (_LARGE / largest) if 0 < largest < _LARGE else own
@@ -55,7 +55,7 @@ def zero_inputs(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("the layer takes no floating-point inputs")
 
     def zeroed(_: str, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor.detach().clone()
+        return torch.zeros_like(tensor) if _is_real(tensor) else tensor.detach().clone()
 
     found = list(_new_nans(subject, zeroed, "inputs of zeros", "add a small epsilon to what is divided by"))
     yield from found
@@ -100,11 +100,15 @@ def fully_masked_inputs(subject: Subject) -> Iterator[Finding]:
 
 
 def _real(subject: Subject) -> bool:
-    return any(tensor.is_floating_point() for tensor in subject.input_tensors.values())
+    return any(_is_real(tensor) for tensor in subject.input_tensors.values())
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided
 
 
 def _is_mask(path: str, tensor: torch.Tensor) -> bool:
-    return tensor.dtype == torch.bool or (tensor.is_floating_point() and "mask" in path)
+    return tensor.layout == torch.strided and (tensor.dtype == torch.bool or (_is_real(tensor) and "mask" in path))
 
 
 def _new_nans(

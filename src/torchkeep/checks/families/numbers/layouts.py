@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from torchkeep.checks.attempting import agree, attempt, require_no_draws, reversed_layout, rounded_outputs
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import torch
 
     from torchkeep.checks.subject import Inputs, Subject
 
@@ -24,7 +24,7 @@ def transposed_inputs(subject: Subject) -> Iterator[Finding]:
     eval mode. Decided by laying out every input in the opposite order of dimensions, with the same values; the
     outputs must agree to half their digits.
     """
-    plain = subject.inputs(lambda _, tensor: tensor.detach().clone(memory_format=_contiguous(tensor)))
+    plain = subject.inputs(lambda _, tensor: _copied(tensor))
     other = subject.inputs(lambda _, tensor: reversed_layout(tensor))
     if not any(_is_reordered(tensor) for tensor in subject.input_tensors.values()):
         raise NotApplicable("no input has two dimensions larger than one, so there is only one layout")
@@ -41,7 +41,7 @@ def expanded_inputs(subject: Subject) -> Iterator[Finding]:
     """
     if not any(tensor.ndim and tensor.shape[0] > 1 for tensor in subject.input_tensors.values()):
         raise NotApplicable("no input has a first dimension larger than one")
-    plain = subject.inputs(lambda _, tensor: _expanded(tensor).clone(memory_format=_contiguous(tensor)))
+    plain = subject.inputs(lambda _, tensor: _copied(_expanded(tensor)))
     other = subject.inputs(lambda _, tensor: _expanded(tensor))
     yield from _compared(subject, plain, other, "expanded (stride 0)")
 
@@ -72,18 +72,19 @@ def _compared(subject: Subject, plain: Inputs, other: Inputs, how: str) -> Itera
         )
 
 
-def _contiguous(tensor: torch.Tensor) -> torch.memory_format:
-    import torch  # noqa: PLC0415
-
-    return torch.contiguous_format if tensor.layout == torch.strided else torch.preserve_format
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous copy; of a sparse tensor, a copy."""
+    own = tensor.detach()
+    return own.clone(memory_format=torch.contiguous_format) if own.layout == torch.strided else own.clone()
 
 
 def _is_reordered(tensor: torch.Tensor) -> bool:
-    return sum(size > 1 for size in tensor.shape) > 1 and tensor.numel() > 0 and not tensor.is_sparse
+    several = sum(size > 1 for size in tensor.shape) > 1
+    return several and tensor.numel() > 0 and tensor.layout == torch.strided
 
 
 def _expanded(tensor: torch.Tensor) -> torch.Tensor:
     own = tensor.detach().clone()
-    if own.ndim == 0 or own.shape[0] < 2 or own.is_sparse:  # noqa: PLR2004 - one sample is its own expansion
+    if own.ndim == 0 or own.shape[0] < 2 or own.layout != torch.strided:  # noqa: PLR2004 - one sample is its own expansion
         return own
     return own[:1].expand(own.shape)

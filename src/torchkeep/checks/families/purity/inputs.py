@@ -21,7 +21,7 @@ def inputs_unchanged(subject: Subject) -> Iterator[Finding]:
     """Prove that forward leaves its inputs' values alone, in training and in eval mode.
 
     Does not apply without input tensors. Decided by comparing each input, positional or keyword, however nested,
-    with a copy made before the call.
+    with a copy made before the call, and by whether containers of inputs still hold the same tensors.
     """
     if not subject.input_tensors:
         raise NotApplicable("the layer takes no tensors")
@@ -34,8 +34,8 @@ def inputs_unchanged(subject: Subject) -> Iterator[Finding]:
                 continue
             found.add(path)
             yield Finding(
-                f"forward changed its input in place ({'training' if training else 'eval'} mode)",
-                "work on a copy: `x = x.clone()`, or use the operation without the trailing underscore",
+                f"forward changed its input ({'training' if training else 'eval'} mode)",
+                "work on a copy (`x = x.clone()`) or without the trailing underscore, and return new lists",
                 tensor=path,
                 where=_line(subject, path, training=training),
             )
@@ -44,13 +44,13 @@ def inputs_unchanged(subject: Subject) -> Iterator[Finding]:
 def _changed(subject: Subject, given: Inputs) -> list[str]:
     """Return the paths of the inputs whose values are no longer the caller's."""
     now = (*tensors(given[0], "args"), *tensors(given[1], "kwargs"))
-    return [path for path, tensor in now if not same_bits(tensor, subject.input_tensors[path])]
+    before = subject.input_tensors
+    gone = before.keys() - dict(now).keys()
+    return [*gone, *(path for path, tensor in now if path not in before or not same_bits(tensor, before[path]))]
 
 
 def _line(subject: Subject, path: str, *, training: bool) -> str:
     given = subject.inputs()
-    tensor = dict((*tensors(given[0], "args"), *tensors(given[1], "kwargs")))[path]
-    before = tensor.clone()
     return first_line(
-        lambda: subject.call(given, training=training, grad=False), lambda: not same_bits(tensor, before)
+        lambda: subject.call(given, training=training, grad=False), lambda: path in _changed(subject, given)
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torchkeep.checks.comparing import outputs
 from torchkeep.checks.nested import tensors
+from torchkeep.checks.probing import is_real
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
 from torchkeep.checks.snapshot import Snapshot, same_bits
@@ -58,7 +59,7 @@ def _again(subject: Subject, *, training: bool) -> None:
 def _others(subject: Subject) -> Inputs:
     def other(_: str, tensor: torch.Tensor) -> torch.Tensor:
         own = tensor.detach().clone()
-        return own * -2 + 1 if own.is_floating_point() else own
+        return own * -2 + 1 if is_real(own) else own
 
     return subject.inputs(other)
 

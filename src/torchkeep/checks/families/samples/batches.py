@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from torchkeep.checks.attempting import attempt, require_no_draws, rounded_outputs
 from torchkeep.checks.comparing import close, outputs
 from torchkeep.checks.probing import perturbed
@@ -13,8 +15,6 @@ from torchkeep.checks.snapshot import same_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import torch
 
     from torchkeep.checks.subject import Inputs, Subject
 
@@ -120,7 +120,8 @@ def _batch(subject: Subject) -> tuple[int, int, dict[str, torch.Tensor]]:
         raise NotApplicable(f"it does not run in eval mode: {found.raised}")
     output = rounded_outputs(subject, found.output)
     sizes = {
-        tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else None for tensor in (*given, *output.values())
+        tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim and tensor.layout == torch.strided else None
+        for tensor in (*given, *output.values())
     }
     if not given or not output or len(sizes) != 1 or None in sizes:
         why = "so none is taken for the batch" if auto else "which is declared to be the batch"

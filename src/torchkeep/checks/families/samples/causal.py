@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from torchkeep.checks.attempting import attempt, rounded_outputs
 from torchkeep.checks.comparing import close
 from torchkeep.checks.probing import perturbed
@@ -13,8 +15,6 @@ from torchkeep.checks.snapshot import same_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import torch
 
     from torchkeep.checks.subject import Inputs, Subject
 
@@ -62,7 +62,7 @@ def causality(subject: Subject) -> Iterator[Finding]:
 
 
 def _length(tensor: torch.Tensor, dim: int) -> int | None:
-    return tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else None
+    return tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim and tensor.layout == torch.strided else None
 
 
 def _alike(first: torch.Tensor, second: torch.Tensor) -> bool:
