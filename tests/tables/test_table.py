@@ -363,3 +363,15 @@ def test_a_modules_own_equality_is_not_asked():
     table = tk.params(net)
     net[0] = Incomparable(2, 4)
     assert table.rows[0].shape == (4, 2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_scripted_model_is_listed_and_followed():
+    """A model of TorchScript has a table like any other, alone and inside another, and the table follows it."""
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
+    table = tk.params(scripted)
+    assert table.names() == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert table["1.weight"].shape == (1, 3)
+    table.select("0.*").freeze()
+    assert [row.trainable for row in tk.params(nn.Sequential(scripted)).rows] == [False, False, True, True]
+    assert [parameter.requires_grad for parameter in scripted.parameters()] == [False, False, True, True]

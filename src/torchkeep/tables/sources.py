@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from torchkeep.tables.survey import Place
 
+T = TypeVar("T")
 _PLAIN = (torch.Tensor, nn.Parameter)
 ACCEPTED = (
     "a torch.nn.Module, a mapping from names to tensors (a state_dict), or the path of a .safetensors, .pt, .pth "
@@ -113,13 +114,13 @@ class ModuleSource(Source):
         if listing is not self.survey.listing:
             return False
         place = self._place(position, name)
-        if place.registry.get(place.key) is None:
+        if _held(place.registry, place.key) is None:
             return False
         modules = self.survey.modules
         path = name.removesuffix(place.key).removesuffix(".")
         while path:
             above, _, key = path.rpartition(".")
-            child = modules[above]._modules.get(key) if above in modules else None  # noqa: SLF001 - get_submodule raises
+            child = _held(modules[above]._modules, key) if above in modules else None  # noqa: SLF001 - get_submodule raises
             if child is None or unwrap(child) is not modules[path]:
                 return False
             path = above
@@ -216,7 +217,8 @@ def _state(module: nn.Module) -> list[Any]:
     """Describe what rows say of one module's tensors; flat, so that it is cheap to make and to compare."""
     children = module._modules  # noqa: SLF001 - children() hides a shared child's second place
     transient = module._non_persistent_buffers_set  # noqa: SLF001 - there is no public way
-    state = [type(module), module.__dict__.get(OWNERS_ATTRIBUTE), len(children), *children]
+    state = [type(module), module.__dict__.get(OWNERS_ATTRIBUTE), len(children)]
+    state += children.keys()  # TorchScript's dict can't be iterated itself
     state += map(id, children.values())  # a module may have an == of its own
     if transient:
         state.append(set(transient))
@@ -232,6 +234,10 @@ def _state(module: nn.Module) -> list[Any]:
             else:  # a lazy or sparse tensor has no address, and a fake one warns
                 state.append(_shape(tensor))
     return state
+
+
+def _held(registry: Mapping[str, T | None], key: str) -> T | None:
+    return registry[key] if key in registry else None  # noqa: SIM401 - TorchScript's dicts have no get
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...] | None:
