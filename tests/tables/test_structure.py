@@ -301,9 +301,11 @@ def test_notebooks_and_rich_show_the_same_text():
 
 
 def test_what_is_no_module_is_refused():
-    """A state_dict has no structure."""
+    """A state_dict has no structure, and a list no keywords."""
     with pytest.raises(SourceError, match="OrderedDict"):
         tree(nn.Linear(2, 2).state_dict())
+    with pytest.raises(SourceError, match=r"kwargs must be a mapping.* not \[1\]"):
+        tree(nn.Linear(2, 2), kwargs=[1])
 
 
 def test_a_key_with_a_dot_is_shown_quoted():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from torchkeep.errors import NoMatchError
+from torchkeep.errors import NoMatchError, SourceError
 from torchkeep.names import join
 from torchkeep.selectors.suggest import did_you_mean, nearest
 from torchkeep.tables.extras import arguments_of
@@ -19,7 +20,7 @@ from torchkeep.tables.survey import survey as survey_of
 from torchkeep.tables.tracing import Trace, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from torchkeep.rows import Kind, Row
     from torchkeep.tables.survey import Place, Survey
@@ -196,9 +197,13 @@ def tree(net: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None) 
         The structure: ``str()`` of it is the text.
 
     Raises:
-        SourceError: ``net`` is no module, or contains itself.
+        SourceError: ``net`` is no module, or contains itself, or ``kwargs`` is no mapping.
         StructureError: forward could not be run on these inputs; says in which module, and what that was given.
     """
+    if not isinstance(kwargs, Mapping | None):
+        raise SourceError(
+            f"kwargs must be a mapping from names to values, such as {{'mask': mask}}, not {kwargs!r}"
+        )
     survey = survey_of(net)
     traced = trace(survey, net, inputs, kwargs or {}) if inputs or kwargs is not None else Trace()
     return Structure(_Builder(survey, traced).build(), traced.how, traced.mode, traced.reason, tuple(traced.notes))
