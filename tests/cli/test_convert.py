@@ -250,11 +250,12 @@ def test_an_existing_target_stands_unless_it_is_forced(tmp_path, capsys):
 def test_a_part_of_the_source_is_no_target(tmp_path, capsys):
     """A sharded model would be destroyed by it."""
     write_sharded(tmp_path, state())
-    part = next(tmp_path.glob("*00002*"))
-    before = part.read_bytes()
-    assert run(tmp_path, part, "--force") == 3
-    assert "is a part of" in capsys.readouterr().err
-    assert part.read_bytes() == before
+    for part in (*tmp_path.glob("*00002*"), *tmp_path.glob("*.index.json")):
+        before = part.read_bytes()
+        assert run(tmp_path, part, "--force") == 3
+        assert "is a part of" in capsys.readouterr().err
+        assert part.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("target", ["missing/new.safetensors", "."])

@@ -166,13 +166,12 @@ def test_kinds_are_compared_where_both_know_them(tmp_path, capsys):
     assert diff(capsys, tmp_path / "a.safetensors", tmp_path / "plain.safetensors")[0] == 0
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_NUMBERS = st.floats(width=32, allow_subnormal=False) | st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1.0])
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    pairs=st.lists(
-        st.tuples(st.floats(width=32, allow_subnormal=False), st.floats(width=32, allow_subnormal=False)),
-        min_size=1,
-        max_size=20,
-    )
+    pairs=st.lists(st.tuples(_NUMBERS, _NUMBERS), min_size=1, max_size=20),
 )
 def test_distances_are_those_of_plain_arithmetic(tmp_path, pairs):
     """Differing and not finite elements, the greatest distance and the relative norm, as Python computes them."""
@@ -220,11 +219,12 @@ def test_large_integers_are_compared_exactly(tmp_path, dtype):
         (torch.tensor([1.0, 2.0]).bfloat16(), torch.tensor([1.0, 4.0]).bfloat16(), (1, 2.0, 2 / math.sqrt(5))),
         (torch.tensor([1.0]).to(torch.float8_e4m3fn), torch.tensor([2.0]).to(torch.float8_e4m3fn), (1, 1.0, 1.0)),
         (torch.tensor([0.0]), torch.tensor([-0.0]), (0, 0.0, 0.0)),
+        (torch.tensor([math.nan, 1.0]), torch.tensor([math.nan, 2.0]), (1, 1.0, 1.0)),
         (torch.tensor([1e200], dtype=torch.float64), torch.tensor([3e200], dtype=torch.float64), (1, 2e200, 2.0)),
         (torch.tensor(7, dtype=torch.int8), torch.tensor(-7, dtype=torch.int8), (1, 14.0, 2.0)),
         (torch.tensor([7], dtype=torch.int32), torch.tensor([7.5]), (1, 0.5, 0.5 / 7)),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_every_kind_of_number(tmp_path, first, second, expected):
     """Booleans, complex numbers, small floats, zeros of both signs, norms beyond float64, another dtype."""

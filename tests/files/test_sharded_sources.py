@@ -121,3 +121,9 @@ def test_show_lists_a_folder(folder, capsys):
     """One listing of all parts, folded across them."""
     assert main(["show", str(folder)]) == 0
     assert "layers[0:4].weight     x4  4x4" in capsys.readouterr().out
+
+
+def test_show_takes_statistics_of_a_folder(folder, capsys):
+    """With --stats the tensors of all parts are read."""
+    assert main(["show", str(folder), "embed.**", "--stats"]) == 0
+    assert f"{state()['embed.weight'].norm().item():.3f}"[:4] in capsys.readouterr().out

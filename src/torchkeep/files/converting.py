@@ -102,7 +102,9 @@ def convert(
         raise _refused(target, "it exists; choose another path, or replace it (--force)")
     with opened_elements(storage, source) as elements:
         found = elements.described
-        if isinstance(found, Sharded) and os.path.realpath(target) in map(os.path.realpath, found.parts):
+        if isinstance(found, Sharded) and os.path.realpath(target) in map(
+            os.path.realpath, (found.path, *found.parts)
+        ):
             raise _refused(target, f"it is a part of {found.path!r}; choose another path")
         plan = _whole(storage, elements) if select is None and not rename else _part(elements, select, rename)
         _refuse_unwritable(plan.collected, elements.listing)
