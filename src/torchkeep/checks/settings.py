@@ -28,19 +28,22 @@ class Setting(NamedTuple):
     random: bool = False
 
 
-def _read_hooks() -> list[tuple[str, dict[Any, Any]]]:
-    return [(name, dict(held)) for name, held in vars(torch_module).items() if _is_hooks(name, held)]
+_HOOKS = tuple(
+    name
+    for name, held in vars(torch_module).items()
+    if name.startswith("_global_") and name.endswith("hooks") and isinstance(held, dict)
+)
 
 
-def _write_hooks(saved: list[tuple[str, dict[Any, Any]]]) -> None:
-    for name, content in saved:
+def _read_hooks() -> list[dict[Any, Any]]:
+    return [dict(vars(torch_module)[name]) for name in _HOOKS]
+
+
+def _write_hooks(saved: list[dict[Any, Any]]) -> None:
+    for name, content in zip(_HOOKS, saved, strict=True):
         held = vars(torch_module)[name]
         held.clear()
         held.update(content)
-
-
-def _is_hooks(name: str, held: object) -> bool:
-    return name.startswith("_global_") and name.endswith("hooks") and isinstance(held, dict)
 
 
 def _write_device(device: torch.device) -> None:
