@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from torchkeep.rows import Row
 from torchkeep.tables import measuring
@@ -98,6 +99,7 @@ def test_empty_and_scalar_tensors():
         (torch.empty(2, device="meta"), "on the meta device"),
         (nn.LazyLinear(2).weight, "lazy"),
         (torch.eye(2).to_sparse(), "sparse_coo"),
+        (TwoTensor(torch.ones(2), torch.ones(2)), "inside a TwoTensor"),
         (torch.zeros(2, dtype=torch.uint8).view(torch.bits8), "bits8"),
         (torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "float4_e2m1fn_x2"),
     ],

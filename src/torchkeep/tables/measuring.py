@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torchkeep.tables.statistics import BINS, Histogram, Statistics, TensorStatistics
 
@@ -73,6 +74,10 @@ def _unreadable(tensor: Tensor) -> str:
         return "on the meta device"
     if isinstance(tensor, FakeTensor):
         return "a fake tensor"
+    wrapper: object = tensor
+    if is_traceable_wrapper_subclass(wrapper):
+        # A DTensor lies in several processes; others compute with what they wrap in ways of their own.
+        return f"inside a {type(tensor).__name__}"
     if tensor.layout is not torch.strided:
         return f"layout {str(tensor.layout).removeprefix('torch.')} is not read"
     name = str(tensor.dtype).removeprefix("torch.")
