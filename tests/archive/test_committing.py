@@ -135,7 +135,7 @@ def test_a_step_that_goes_backwards_is_refused_until_an_earlier_one_is_restored(
         for step in (1, 2, 3):
             store.commit(step, state(w=bytes([step])))
     with writer(disk, prefix="b") as store:
-        with pytest.raises(StoreError, match="step 2 goes backwards: .* is of step 3; restore one of step 2"):
+        with pytest.raises(StoreError, match=r"step 2 goes backwards: .* is of step 3; restore one of step 2"):
             store.commit(2, state(w=b"x"))
         restored = store.restore(lambda _: None, 1)
         assert (restored.manifest.step, restored.skipped) == (1, ())
@@ -172,7 +172,7 @@ def test_a_folder_that_holds_other_things_is_left_alone(strange):
     """No store is made in a folder that is in use, nor over one that has lost its torchkeep.json."""
     image = {"/runs": None, ROOT: None, **strange}
     disk = MemoryStorage(image)
-    with pytest.raises(StoreError, match="no store of checkpoints|no whole store"):
+    with pytest.raises(StoreError, match=r"no store of checkpoints|no whole store"):
         writer(disk)
     assert disk.image() == image
 

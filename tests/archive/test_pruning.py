@@ -1,0 +1,136 @@
+"""A prune removes what the rules don't keep, and never what must stay."""
+
+from __future__ import annotations
+
+from threading import Thread
+
+import pytest
+
+from archive_states import ROOT, content, state, writer
+from torchkeep.archive import Retention, TensorBytes, verify
+from torchkeep.errors import DamageError, StoreError
+from torchkeep.storage.memory import MemoryStorage
+
+
+@pytest.fixture
+def disk():
+    return MemoryStorage({"/runs": None})
+
+
+def data_of(disk, path):
+    folder, _, name = path.rpartition("/")
+    return disk._folders[folder][name].data
+
+
+def steps(store):
+    return [name.step for name in store.names()]
+
+
+def filled(disk, count, **options):
+    """Return a store with checkpoints of steps 0, 1, 2..., whose losses are 3, 2, 1, 2, 3..."""
+    store = writer(disk, **options)
+    for step in range(count):
+        store.commit(step, state(w=bytes([step]) * 100), metrics={"loss": 1 + abs(step - 2)})
+    return store
+
+
+@pytest.mark.parametrize(
+    ("retention", "left"),
+    [
+        (Retention(last=2), [4, 5]),
+        (Retention(last=None), [0, 1, 2, 3, 4, 5]),
+        (Retention(last=1, every=2), [0, 2, 4, 5]),
+        (Retention(last=1, best=("loss", "min")), [2, 5]),
+        (Retention(last=1, best=("loss", "max")), [5]),
+        (Retention(last=1, best=("accuracy", "max")), [5]),
+    ],
+)
+def test_the_rules_say_what_stays(disk, retention, left):
+    """What any rule keeps stays, whole; the packs of the others go."""
+    store = filled(disk, 6)
+    report = store.prune(retention)
+    assert steps(store) == left
+    assert [summary.step for summary in report.removed] == [step for step in range(6) if step not in left]
+    assert report.packs == 6 - len(left) == 6 - len(disk.names(f"{ROOT}/packs"))
+    assert verify(store, store.names()).ok
+
+
+@pytest.mark.parametrize(
+    "rules", [{"last": 0}, {"last": 2.0}, {"every": True}, {"best": "loss"}, {"best": ("loss", "least")}]
+)
+def test_rules_that_can_not_be_are_refused(rules):
+    """At once, and not when the first checkpoint is lost by them."""
+    with pytest.raises(StoreError, match="takes a"):
+        Retention(**rules)
+
+
+def test_nan_is_never_the_best(disk):
+    """Neither the lowest nor the highest, and text is no number."""
+    with writer(disk) as store:
+        for step, loss in enumerate([2.0, float("nan"), 1.0, "low", True]):
+            store.commit(step, state(w=bytes([step])), metrics={"loss": loss})
+        assert (store.best("loss", "min").step, store.best("loss", "max").step) == (2, 0)
+        assert store.best("accuracy", "max") is None
+
+
+def test_the_checkpoint_that_is_built_on_stays(disk):
+    """After a restore of an old step nothing removes it until another is committed on it."""
+    store = filled(disk, 5)
+    store.restore(lambda _: None, 1)
+    store.prune(Retention(last=1))
+    assert steps(store) == [1, 4]
+    store.commit(2, state(w=b"new"))
+    store.prune(Retention(last=1))
+    assert steps(store) == [2]
+
+
+def test_the_last_good_one_stays_although_later_ones_are_kept(disk):
+    """A new process that has read nothing reads before it prunes, and keeps the newest that is intact."""
+    filled(disk, 4).close()
+    with writer(disk, prefix="b") as store:
+        for step in (2, 3):
+            pack = store.at(step).body.packs[0].id
+            data_of(disk, store.pack_path(pack))[-1] ^= 1
+        store.prune(Retention(last=1))
+        assert steps(store) == [1, 3]
+        restored = store.restore(lambda manifest: content(store, manifest) and None)
+        assert restored.manifest.step == 1
+        assert [error.tensor for error in restored.skipped] == ["w"]
+
+
+def test_a_manifest_that_can_not_be_read_stops_a_prune(disk):
+    """What it needs is not known, so nothing is removed; it is named."""
+    store = filled(disk, 4)
+    path = store.manifest_path(store.names()[3].file)
+    data_of(disk, path)[-5] ^= 1
+    before = disk.image()
+    with pytest.raises(DamageError) as caught:
+        store.prune(Retention(last=2))
+    assert caught.value.file == path
+    assert disk.image() == before
+
+
+def test_what_a_failed_save_left_is_removed(disk):
+    """A pack that no manifest names goes with the next prune."""
+    store = filled(disk, 2)
+    disk.image()
+    data_of(disk, f"{ROOT}/lock").clear()
+    disk._folders[f"{ROOT}/packs"]["orphan.safetensors"] = type(disk._folders[f"{ROOT}"]["lock"])(b"x")
+    disk._folders[f"{ROOT}/packs"]["notes.txt"] = type(disk._folders[f"{ROOT}"]["lock"])(b"mine")
+    assert store.prune(Retention(last=None)).packs == 1
+    assert "notes.txt" in disk.names(f"{ROOT}/packs")
+
+
+def test_a_prune_waits_for_a_save_in_flight(disk):
+    """Started while a commit copies its bytes, it removes nothing that the commit needs."""
+    store = filled(disk, 3)
+    pruning = Thread(target=store.prune, args=(Retention(last=1),))
+
+    def copy(_start, _nbytes, _address):
+        if not pruning.ident:
+            pruning.start()
+
+    manifest = store.commit(3, {**state(w=bytes([2]) * 100), "slow": TensorBytes.whole("uint8", (4096,), copy)})
+    pruning.join()
+    assert steps(store) == [3]
+    assert content(store, manifest)["w"] == bytes([2]) * 100
