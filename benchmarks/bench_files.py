@@ -122,6 +122,10 @@ def compare(title, folder, net, rounds, *, limits):
         save_file(state, theirs)
         sync(theirs)
 
+    def their_save_of_a_model():
+        save_file(net.state_dict(), theirs)
+        sync(theirs)
+
     def their_load():
         net.load_state_dict(load_file(theirs))
 
@@ -141,7 +145,8 @@ def compare(title, folder, net, rounds, *, limits):
         ),
         "save   torchkeep": (nothing, lambda: tk.save(net, ours)),
         "save   torchkeep, dict": (nothing, lambda: tk.save(state, folder / "dict")),
-        "save   safetensors": (nothing, their_save),
+        "save   safetensors": (nothing, their_save_of_a_model),
+        "save   safetensors, dict": (nothing, their_save),
         "save   torch.save": (nothing, torch_save),
         "cold   limit (O_DIRECT)": (
             lambda: drop(raw),
@@ -161,7 +166,7 @@ def compare(title, folder, net, rounds, *, limits):
     print(f"\n{title}, {len(state):,} tensors, {size / GIB:.3f} GiB, median of {rounds} rounds")
     print(f"{'':26}{'seconds':>10}{'GiB/s':>8}{'torchkeep is':>16}")
     for name, seconds in found.items():
-        mine = found[f"{name[:4]}   torchkeep"]
+        mine = found[f"{name[:4]}   torchkeep{', dict' if name.endswith('dict') else ''}"]
         ratio = "" if "torchkeep" in name else f"{seconds / mine:>13.2f}x"
         print(f"{name:26}{seconds:>10.3f}{size / GIB / seconds:>8.2f}{ratio:>16}")
 

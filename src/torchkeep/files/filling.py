@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import DamageError
 from torchkeep.files.matching import Matched, Options, match
+from torchkeep.files.pausing import without_collections
 from torchkeep.files.sources import MemorySource, Source, opened
 from torchkeep.rows.text import size_text
 from torchkeep.storage.local import LOCAL
@@ -143,6 +144,7 @@ def load_into_from(storage: Storage, net: nn.Module, source: Any, options: Optio
         return fill_from(found, net, options, atomic=atomic)
 
 
+@without_collections()
 def fill_from(source: Source, net: nn.Module, options: Options, *, atomic: bool = False) -> LoadReport:
     """Fill a model from an open source; see `load_into`."""
     matched = match(net, source, options)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from torchkeep.errors import FormatError
+from torchkeep.files.pausing import without_collections
 from torchkeep.formats.contents import Contents
 from torchkeep.formats.document import decode_json
 from torchkeep.formats.kinds import holds_pickle
@@ -72,6 +73,7 @@ def load(
     return load_from(LOCAL, path, select=select, device=device, verify=verify)
 
 
+@without_collections()
 def load_from(
     storage: Storage,
     path: str | os.PathLike[str],

@@ -10,6 +10,7 @@ from torch import nn
 
 from torchkeep.errors import RecipeError
 from torchkeep.files.collecting import collect
+from torchkeep.files.pausing import without_collections
 from torchkeep.files.writing import lay_out, write_layout
 from torchkeep.recipes import recipe
 from torchkeep.rows.text import size_text
@@ -81,6 +82,7 @@ def save(obj: Any, path: str | os.PathLike[str]) -> SaveReport:
     return save_to(LOCAL, obj, path)
 
 
+@without_collections()
 def save_to(storage: Storage, obj: Any, path: str | os.PathLike[str]) -> SaveReport:
     """Save through any storage; see `save`."""
     collected = collect(obj)

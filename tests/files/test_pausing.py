@@ -1,0 +1,30 @@
+"""The garbage collector is as it was after a save or a load, however they end."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+import torchkeep as tk
+from torchkeep.files.pausing import without_collections
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_collector_is_as_it_was(tmp_path, on):
+    """On stays on and off stays off, after success and after an error."""
+    was_on = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        with without_collections():
+            assert not gc.isenabled()
+        assert gc.isenabled() is on
+        tk.save([torch.ones(1)], tmp_path / "file")
+        tk.load(tmp_path / "file")
+        for failing in (lambda: tk.save(len, tmp_path / "file"), lambda: tk.load(tmp_path / "none")):
+            with pytest.raises(tk.TorchkeepError):
+                failing()
+        assert gc.isenabled() is on
+    finally:
+        (gc.enable if was_on else gc.disable)()
