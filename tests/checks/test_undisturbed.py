@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,3 +142,38 @@ def test_a_layer_that_does_not_run_changes_nothing_either():
         tk.check(layer, inputs)
     assert _held(layer, inputs) == before
     assert _world() == world
+
+
+class Draws(nn.Module):
+    """Holds generators, an array and a plain object of its own, and changes them all."""
+
+    def __init__(self):
+        super().__init__()
+        self.torch = torch.Generator().manual_seed(1)
+        self.numpy = np.random.default_rng(1)
+        self.old = np.random.RandomState(1)
+        self.python = random.Random(1)  # noqa: S311 - nothing secret
+        self.table = np.zeros(3)
+        self.log = SimpleNamespace(calls=0, seen=[])
+
+    def forward(self, x):
+        self.table += 1
+        self.log.calls += 1
+        self.log.seen.append(x)
+        drawn = torch.rand((), generator=self.torch) + self.numpy.random() + self.old.rand() + self.python.random()
+        return x * drawn
+
+
+def test_generators_arrays_and_plain_objects_are_put_back():
+    """What a layer holds that is no tensor and no module is as before too."""
+    layer = Draws()
+    tk.check(layer, floats(3, 4))
+    fresh = Draws()
+    assert layer.log == fresh.log
+    assert layer.table.tolist() == [0, 0, 0]
+    assert torch.equal(layer.torch.get_state(), fresh.torch.get_state())
+    assert (layer.numpy.random(), layer.old.rand(), layer.python.random()) == (
+        fresh.numpy.random(),
+        fresh.old.rand(),
+        fresh.python.random(),
+    )

@@ -8,8 +8,10 @@ flags of each tensor reached.
 from __future__ import annotations
 
 import random
+import sys
 import types
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +42,7 @@ class Snapshot:
         self.tensors: list[torch.Tensor] = []
         self._objects: list[tuple[Any, dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
-        self._generators: list[tuple[Callable[[Any], object], Any]] = []
+        self._others: list[tuple[Callable[[Any], object], Any]] = []
         self._values: list[_TensorState] = []
         self._seen: dict[int, object] = {}
         # Scripted modules hold their tensors and their mode outside of Python's reach.
@@ -64,10 +66,9 @@ class Snapshot:
         if isinstance(thing, _CONTAINERS):
             self._containers.append((thing, thing.copy()))
             return thing.values() if isinstance(thing, dict) else thing
-        if isinstance(thing, torch.Generator):
-            self._generators.append((thing.set_state, thing.get_state()))
-        elif isinstance(thing, random.Random):
-            self._generators.append((thing.setstate, thing.getstate()))
+        other = _state_of(thing)
+        if other is not None:
+            self._others.append(other)
         elif isinstance(thing, nn.Module) or (hasattr(thing, "__dict__") and not isinstance(thing, _OPAQUE)):
             held = dict(vars(thing))
             self._objects.append((thing, held))
@@ -83,7 +84,7 @@ class Snapshot:
             _refill(container, content)
         for value in self._values:
             value.restore()
-        for write, state in self._generators:
+        for write, state in self._others:
             write(state)
         for module, training in self._modes:
             module.training = training
@@ -91,6 +92,23 @@ class Snapshot:
     def changed(self) -> list[torch.Tensor]:
         """Return the tensors whose bytes, shape or memory are others by now."""
         return [value.tensor for value in self._values if value.is_changed()]
+
+
+def _state_of(thing: Any) -> tuple[Callable[[Any], object], Any] | None:
+    """Return how to put back a random generator or an array of numpy, and what; None for anything else."""
+    numpy = sys.modules.get("numpy")
+    if isinstance(thing, torch.Generator) or (numpy and isinstance(thing, numpy.random.RandomState)):
+        return thing.set_state, thing.get_state()
+    if isinstance(thing, random.Random):
+        return thing.setstate, thing.getstate()
+    if numpy is None:
+        return None
+    if isinstance(thing, numpy.random.Generator):
+        return partial(setattr, thing.bit_generator, "state"), thing.bit_generator.state
+    # An array mapped from a file is data, and may be larger than memory.
+    if isinstance(thing, numpy.ndarray) and not isinstance(thing, numpy.memmap) and thing.flags.writeable:
+        return partial(thing.__setitem__, ...), thing.copy()
+    return None
 
 
 class _TensorState:
