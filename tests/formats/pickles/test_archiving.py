@@ -131,7 +131,10 @@ def test_a_record_elsewhere_is_refused(tmp_path, header):
 def test_a_record_that_reaches_beyond_the_file_is_refused(tmp_path):
     """Sizes are compared with the file's."""
     data = patched(patched(GOOD, "archive/data/0", "size", 1 << 30), "archive/data/0", "packed", 1 << 30)
-    refused(tmp_path, data, "two different things|outside")
+    refused(tmp_path, data, "two different things")
+    at = data.index(b"archive/data/0") - 30
+    later = data[: at + 6] + b"\x08\x00" + data[at + 8 : at + 14] + bytes(12) + data[at + 26 :]
+    refused(tmp_path, later, "overlap")
 
 
 @pytest.mark.parametrize(("field", "value"), [("flags", 1), ("flags", 0x41), ("flags", 0x2000), ("method", 99)])
@@ -198,6 +201,22 @@ def test_a_wide_directory_is_read_and_checked(tmp_path):
     assert describe(tmp_path, wide(GOOD)).root.shape == (4,)
     for wrong in ({"size": 1}, {"size": 2**63}, {"start": 0}, {"start": 2**63}, {"end": 0}, {"end": 2**63}):
         refused(tmp_path, wide(GOOD, **wrong), "not where it says")
+
+
+def test_directories_that_contradict_each_other_are_refused(tmp_path):
+    """A number that is not saturated in the narrow end must be the one in the wide end."""
+    for place in (8, 10, 12, 16):
+        data = bytearray(wide(GOOD))
+        struct.pack_into("<H" if place < 12 else "<I", data, len(data) - 22 + place, 7)
+        refused(tmp_path, bytes(data), "contradict each other")
+
+
+def test_bytes_between_the_directory_and_its_end_are_refused(tmp_path):
+    """A directory holds its entries and nothing else."""
+    at = GOOD.rindex(b"PK\x05\x06")
+    (size,) = struct.unpack_from("<I", GOOD, at + 12)
+    longer = GOOD[:at] + bytes(46) + GOOD[at : at + 12] + struct.pack("<I", size + 46) + GOOD[at + 16 :]
+    refused(tmp_path, longer, "longer than its records")
 
 
 def test_wide_sizes_are_read_and_checked(tmp_path):

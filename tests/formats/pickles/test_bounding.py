@@ -47,6 +47,14 @@ def test_a_little_sharing_is_listed(tmp_path):
     assert row.names == ("0.0.0", "0.0.1", "0.1.0", "0.1.1", "1.0.0", "1.0.1", "1.1.0", "1.1.1")
 
 
+def test_sharing_is_bounded_by_what_there_is(tmp_path, monkeypatch):
+    """Names are not made for places of which there are many more than values."""
+    monkeypatch.setattr(naming, "_FREE", 0)
+    assert len(describe(tmp_path, doubling(tensor(), 3)).tensors) == 8
+    with pytest.raises(FormatError, match="shares its parts so often"):
+        _ = describe(tmp_path, doubling(tensor(), 8)).listing
+
+
 def test_names_that_take_too_much_memory_are_refused(tmp_path, monkeypatch):
     """A long key above many tensors is not copied without end."""
     monkeypatch.setattr(naming, "MAX_TEXT", 10_000)
@@ -137,8 +145,25 @@ def test_copies_without_end_are_refused(tmp_path, monkeypatch, kept, again):
 
 def test_numbers_in_the_memo_are_bounded(tmp_path):
     """A pickle can't make the memo long by counting from a large number."""
-    with pytest.raises(FormatError, match="under the number 4000000000"):
-        describe(tmp_path, b"Nr" + struct.pack("<I", 4_000_000_000))
+    for index in (2000, 4_000_000_000):
+        with pytest.raises(FormatError, match=f"under the number {index}"):
+            describe(tmp_path, b"Nr" + struct.pack("<I", index))
+    assert describe(tmp_path, b"Nr" + struct.pack("<I", 200)).root is None
+
+
+def test_whole_numbers_are_bounded(tmp_path):
+    """A number has at most 4096 bytes."""
+    assert describe(tmp_path, b"\x8b" + struct.pack("<I", 4096) + b"\x01" * 4096).root > 2**32000
+    with pytest.raises(FormatError, match="whole number of 4097 bytes"):
+        describe(tmp_path, b"\x8b" + struct.pack("<I", 4097) + b"\x01" * 4097)
+
+
+def test_keys_are_not_nested_deeply(tmp_path):
+    """A tuple may be a key, a tower of tuples may not."""
+    assert describe(tmp_path, b"})" + b"\x85" * 7 + b"Ns").root == {((((((((),),),),),),),): None}
+    for depth in (8, 100_000):
+        with pytest.raises(FormatError, match="uses a tuple as a key"):
+            describe(tmp_path, b"})" + b"\x85" * depth + b"Ns")
 
 
 def test_keys_that_collide_are_bounded(tmp_path):

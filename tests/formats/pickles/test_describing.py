@@ -61,6 +61,8 @@ def test_names_that_collide_are_told_apart(tmp_path):
     torchkeep.save([value], tmp_path / "a.safetensors")
     kept = torchkeep.params(tmp_path / "a.safetensors").names()
     assert [f"0.{row.name}" for row in listing.rows[:3]] == list(kept[:3])
+    torchkeep.save(value, tmp_path / "a.safetensors")
+    assert [row.name for row in listing.rows] == list(torchkeep.params(tmp_path / "a.safetensors").names())
 
 
 def test_a_single_tensor_is_named_as_save_names_it(tmp_path):

@@ -313,6 +313,13 @@ def test_quantised_numbers_are_refused_as_a_dtype_too(tmp_path):
         describe(tmp_path, zipped(proto(named("torch._utils._rebuild_tensor_v3") + inner + b"R"), {"0": FLOATS}))
 
 
+def test_tensors_among_the_versions_of_a_state_dict_are_refused(tmp_path):
+    """_metadata holds plain values; a tensor there would have no name."""
+    body = ORDERED + b"}" + text("_metadata") + b"}" + text("a") + tensor() + b"ssb"
+    with pytest.raises(FormatError, match="tensors in the _metadata"):
+        describe(tmp_path, zipped(proto(body), {"0": FLOATS}))
+
+
 def test_hooks_are_refused(tmp_path):
     """A tensor with hooks would have them called: refused, though their names could only be plain values."""
     hooks = b"]](" + number(1) + number(2) + b"ea\x85"

@@ -212,10 +212,7 @@ def _located(file: Readable, record: Record) -> Extent:
     agrees = later or _MAX32 in {size, packed} or (size == packed == record.nbytes and crc == (record.crc or 0))
     if method or flags & ~_KNOWN_FLAGS or not agrees:
         raise _bad(file, f"says two different things of the record {shown(record.name)}")
-    start = record.header + length + extra_length
-    if start + record.nbytes > file.size:
-        raise _bad(file, f"has the record {shown(record.name)} outside of itself")
-    return Extent(start, record.nbytes, record.crc)
+    return Extent(record.header + length + extra_length, record.nbytes, record.crc)
 
 
 def _bad(file: Readable, problem: str) -> FormatError:
