@@ -14,11 +14,11 @@ from torchkeep.archive.manifest import Summary as Summary
 from torchkeep.archive.reading import Archive as Archive
 from torchkeep.archive.reading import Listed as Listed
 from torchkeep.archive.reading import Restored as Restored
+from torchkeep.archive.retaining import PruneReport as PruneReport
 from torchkeep.archive.retaining import Retention as Retention
 from torchkeep.archive.tensors import Part as Part
 from torchkeep.archive.tensors import TensorBytes as TensorBytes
 from torchkeep.archive.verifying import Damage as Damage
 from torchkeep.archive.verifying import VerifyReport as VerifyReport
 from torchkeep.archive.verifying import verify as verify
-from torchkeep.archive.writing import PruneReport as PruneReport
 from torchkeep.archive.writing import Writer as Writer

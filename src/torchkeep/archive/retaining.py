@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PruneReport:
+    """What a prune removed.
+
+    Attributes:
+        removed: the checkpoints, in the order they were committed.
+        packs: how many files of tensors that no checkpoint needs any more.
+    """
+
+    removed: tuple[Summary, ...]
+    packs: int
+
+
+@dataclass(frozen=True)
 class Retention:
     """Which checkpoints are kept; one that any of the rules keeps is kept.
 

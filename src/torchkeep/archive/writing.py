@@ -8,12 +8,11 @@ from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from msgspec import Struct
-
 from torchkeep.archive.composing import Content, Filled, Ready, compose_body, is_same
 from torchkeep.archive.manifest import (
     FORMAT,
     VERSION,
+    Body,
     Manifest,
     Name,
     Summary,
@@ -26,6 +25,7 @@ from torchkeep.archive.marker import LOCK
 from torchkeep.archive.packs import write_pack
 from torchkeep.archive.preparing import make_root, prepare, write_new, write_synced
 from torchkeep.archive.reading import Archive, Restored
+from torchkeep.archive.retaining import PruneReport
 from torchkeep.archive.reusing import unchanged, worth_keeping
 from torchkeep.archive.tensors import pieces_of
 from torchkeep.archive.verifying import verify
@@ -43,18 +43,6 @@ if TYPE_CHECKING:
 LOCK_WAIT: Final = 10.0
 """How long a second writer waits, in seconds."""
 _ENDING: Final = ".safetensors"
-
-
-class PruneReport(Struct, frozen=True):
-    """What a prune removed.
-
-    Attributes:
-        removed: the checkpoints, in the order they were committed.
-        packs: how many files of tensors that no checkpoint needs any more.
-    """
-
-    removed: tuple[Summary, ...]
-    packs: int
 
 
 class Writer(Archive):
@@ -191,14 +179,13 @@ class Writer(Archive):
             # What did not change goes apart: together with what changes, it would be written each time.
             changed = [position for position in range(len(wanted)) if position not in found]
             settled = [position for position in found if position not in kept]
-            filled = self._write_packs(wanted, [group for group in (changed, settled) if group])
-            body = compose_body(tensors, content, wanted, filled, kept=kept, base=base)
-            nbytes = sum(tensor.nbytes for tensor in body.tensors.values())
-            written = sum(one.packed.pack.size for one in filled)
-            summary = Summary(
-                FORMAT, VERSION, self._next, step, self._clock(), encoded, len(tensors), nbytes, written
-            )
-            manifest = self._publish_all(encode_manifest(summary, body), summary, filled)
+            try:
+                filled = self._write_packs(wanted, [group for group in (changed, settled) if group])
+                body = compose_body(tensors, content, wanted, filled, kept=kept, base=base)
+                manifest = self._publish_all(step, encoded, body, filled)
+            except BaseException:
+                self._discard()
+                raise
             self._follow(manifest, filled)
             return manifest
 
@@ -212,23 +199,34 @@ class Writer(Archive):
             filled.append(Filled(Ready(staged, self.pack_path(name)), group, packed))
         return filled
 
-    def _publish_all(self, encoded: bytes, summary: Summary, filled: Sequence[Filled]) -> Manifest:
+    def _publish_all(self, step: int, metrics: dict[str, Any], body: Body, filled: Sequence[Filled]) -> Manifest:
         """Let the packs be found, and only when that is durable the manifest; its rename is the commit."""
-        file = file_name(summary.sequence, summary.step)
-        manifest = decode_manifest(self.manifest_path(file), encoded)
+        nbytes = sum(tensor.nbytes for tensor in body.tensors.values())
+        written = sum(one.packed.pack.size for one in filled)
+        now, count = self._clock(), len(body.tensors)
+        summary = Summary(FORMAT, VERSION, self._next, step, now, metrics, count, nbytes, written)
         self._next += 1  # also when this fails: a number is never used twice
+        encoded, file = encode_manifest(summary, body), file_name(summary.sequence, step)
+        ready = Ready(f"{self._staging}/{file}", self.manifest_path(file))
+        manifest = decode_manifest(ready.final, encoded)
+        # Written before anything is published: what may fill the disk is over then.
+        write_new(self.storage, ready.staged, lambda new: write_synced(new, encoded))
         if filled:
             self._publish([one.ready for one in filled], "packs")
-        ready = Ready(f"{self._staging}/{file}", manifest.path)
-        write_new(self.storage, ready.staged, lambda new: write_synced(new, encoded))
         try:
             self._publish([ready], "checkpoints")
         except BaseException:
             # It may be there or not after a power cut, and is whole in both cases; it must not be built on.
             with suppress(StorageError):
-                self.storage.remove(manifest.path)
+                self.storage.remove(ready.final)
             raise
         return manifest
+
+    def _discard(self) -> None:
+        """Give the disk back what a failed commit has in staging; the next writer clears the rest."""
+        with suppress(StorageError):
+            for name in self.storage.names(self._staging):
+                self.storage.remove(f"{self._staging}/{name}")
 
     def _publish(self, files: Sequence[Ready], folder: str) -> None:
         """Give synced files their names, and make these durable."""
