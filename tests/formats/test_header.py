@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from torchkeep.errors import DamageError, FormatError, MissingFileError, StorageError
-from torchkeep.formats import listing_of
+from torchkeep.formats import listing_of, open_contents
 from torchkeep.formats.safetensors import MAX_HEADER, Entry, compose_header, read_header
 from torchkeep.rows import Row
 
@@ -149,8 +149,10 @@ def test_what_can_not_be_opened_is_told(tmp_path):
     with pytest.raises(MissingFileError, match=r"none\.safetensors.*does not exist") as caught:
         listing_of(tmp_path / "none.safetensors")
     assert isinstance(caught.value, FileNotFoundError)
-    with pytest.raises(StorageError, match="directory") as refused:
+    with pytest.raises(FormatError, match="holds no model"):
         listing_of(tmp_path)
+    with pytest.raises(StorageError, match="directory") as refused:
+        open_contents(tmp_path)
     assert refused.value.filename == str(tmp_path)
     with pytest.raises(StorageError, match="not a directory"):
         listing_of(write(tmp_path / "x", {}) / "y")
