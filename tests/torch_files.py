@@ -10,7 +10,19 @@ import zipfile
 from contextlib import contextmanager
 
 _seen = None
-_FOREIGN = ("import", "exec", "compile", "pickle", "marshal", "os.", "subprocess", "socket", "ctypes", "code", "sys.")
+_FOREIGN = (
+    "import",
+    "exec",
+    "compile",
+    "pickle",
+    "marshal",
+    "os.",
+    "subprocess",
+    "socket",
+    "ctypes",
+    "code",
+    "sys.",
+)
 
 
 def _look(event, arguments):
