@@ -15,6 +15,7 @@ import torch
 from torchkeep.checks.running import check
 
 MOST = 10
+SHARES = 4
 
 BY_DESIGN = {
     ("nn.LocalResponseNorm", "transposed_inputs"): "it calls view on inputs with three spatial dimensions",
@@ -69,21 +70,21 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def test_no_check_fails():
-    """In over two hundred configurations only what is listed above fails, and each of that does, somewhere."""
-    failed, alarms = set(), []
-    count = 0
-    for name in _module_db():
+@pytest.mark.parametrize("share", range(SHARES))
+def test_no_check_fails(share):
+    """Of a share of the modules, no configuration fails a check but those listed above."""
+    alarms = []
+    for name in list(_module_db())[share::SHARES]:
         for factory, args, kwargs in configurations(name):
-            count += 1
             report = check(factory, *args, kwargs=kwargs)
-            for result in report.failed:
-                failed.add((name, result.name))
-                if (name, result.name) not in BY_DESIGN:
-                    alarms.append(f"{name} {factory.args} {factory.keywords}\n{report}")
+            if any((name, result.name) not in BY_DESIGN for result in report.failed):
+                alarms.append(f"{name} {factory.args} {factory.keywords}\n{report}")
     assert not alarms, "\n\n".join(alarms)
-    assert failed == BY_DESIGN.keys()
-    assert count > 200
+
+
+def test_there_are_many():
+    """The shares together are over two hundred configurations."""
+    assert sum(len(configurations(name)) for name in _module_db()) > 200
 
 
 @pytest.mark.parametrize(("name", "found"), BY_DESIGN)
