@@ -129,6 +129,17 @@ def test_a_state_committed_already_is_returned(disk):
         assert store.commit(5, state(v=LONG[::-1]), tree=[2]).sequence == 5
 
 
+def test_a_restored_state_saved_again_is_the_latest(disk):
+    """After a restore of an older step, the same state at that step is a new line; it costs no bytes."""
+    with writer(disk) as store:
+        for step in (1, 2):
+            store.commit(step, state(w=bytes([step])))
+        store.restore(lambda manifest: content(store, manifest) and None, 1)
+        again = store.commit(1, state(w=bytes([1])))
+        assert (again.sequence, again.summary.written) == (3, 0)
+        assert store.latest().step == 1
+
+
 def test_a_step_that_goes_backwards_is_refused_until_an_earlier_one_is_restored(disk):
     """Also by a process that has just opened the store; after the restore a new line of history is the latest."""
     with writer(disk) as store:

@@ -94,7 +94,8 @@ class Writer(Archive):
         except BaseException:
             self._lock.release()
             raise
-        self._next = self._last.sequence + 1 if self._last else 1
+        self._latest = self._last.sequence if self._last else 0
+        self._next = self._latest + 1
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +105,9 @@ class Writer(Archive):
 
     def close(self) -> None:
         """Give the lock back; a second call does nothing."""
-        if self._lock.held:
+        if not self._lock.held:  # also in a forked child, where nobody would ever end what was in flight
+            return
+        with self._busy:
             with suppress(StorageError):  # the next writer clears what is left
                 self.storage.remove_folder(self._staging)
             self._lock.release()
@@ -145,7 +148,7 @@ class Writer(Archive):
     ) -> Manifest:
         """Commit a checkpoint: when this returns it is durable.
 
-        A state that the last checkpoint holds already at that step is not committed again; new metrics are.
+        A state that the latest checkpoint holds already at that step is not committed again; new metrics are.
 
         Args:
             step: the state's step; not below that of the checkpoint it builds on.
@@ -164,6 +167,7 @@ class Writer(Archive):
             UnsavableError: something can't be kept.
             StorageError: the operating system refused; the store holds what it held before.
         """
+        self._check_held()  # before waiting: in a forked child nobody would ever end what was in flight
         with self._busy:
             self._check_held()
             self._check_step(step)
@@ -172,9 +176,10 @@ class Writer(Archive):
             wanted = [piece for name, tensor in tensors.items() for piece in pieces_of(name, tensor, self._chunk)]
             base = self.base
             found = unchanged(wanted, base, self._marks) if base else {}
-            same = base and len(found) == len(wanted) and is_same(base, step, tensors, content)
-            if base and same and (metrics is None or encoded == base.summary.metrics):
-                return base
+            if base and base.sequence == self._latest and len(found) == len(wanted):
+                same = is_same(base, step, tensors, content)
+                if same and (metrics is None or encoded == base.summary.metrics):
+                    return base
             kept = worth_keeping(found, base) if base else {}
             # What did not change goes apart: together with what changes, it would be written each time.
             changed = [position for position in range(len(wanted)) if position not in found]
@@ -244,6 +249,7 @@ class Writer(Archive):
         used = {pack.id for pack in manifest.body.packs}
         self._marks = {place: mark for place, mark in list(self._marks.items()) if place[0] in used}
         self._good.add(manifest.sequence)
+        self._latest = manifest.sequence
         self.build_on(manifest)
 
     def _check_held(self) -> None:
@@ -275,6 +281,7 @@ class Writer(Archive):
             StoreError: this process does not hold the lock.
             StorageError: the operating system refused.
         """
+        self._check_held()  # before waiting: in a forked child nobody would ever end what was in flight
         with self._busy:
             self._check_held()
             summaries = self.summaries()
