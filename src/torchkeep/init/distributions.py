@@ -9,18 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import torch
 
 from torchkeep.tensors.streams import Stream
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-BLOCK: Final = 1 << 14
-"""Elements worked on at a time, so that all steps of a transformation find them in the nearest caches."""
-
+_FEW: Final = 1 << 13
+"""Below this many elements torch's own uniform_ is the quickest: one step instead of four."""
 _ROOT2: Final = math.sqrt(2)
 _UNBOUNDED: Final = 6.0
 """Box-Muller on 24-bit uniforms never goes further out than 5.77 standard deviations."""
@@ -38,7 +34,7 @@ _TAIL: Final = 5.0
 
 
 class Desk:
-    """What one thread draws with: a stream, and room for one block.
+    """What one thread draws with: a stream, and room for intermediate values.
 
     Attributes:
         stream: the keyed stream; `Distribution.fill` takes its words.
@@ -46,37 +42,27 @@ class Desk:
 
     def __init__(self) -> None:
         self.stream = Stream()
-        self._longs = torch.empty(BLOCK, dtype=torch.int64, device="cpu")
-        self._ints = self._longs.view(torch.int32)
-        self._rooms: dict[torch.dtype, torch.Tensor] = {}
-        self._spares: dict[torch.dtype, torch.Tensor] = {}
+        self._rooms: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
-    def spare(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return ``count`` uninitialised elements to draw into where a tensor can't be drawn into itself."""
-        if dtype not in self._spares or self._spares[dtype].numel() < count:
-            self._spares[dtype] = torch.empty(count, dtype=dtype, device="cpu")
-        return self._spares[dtype][:count]
-
-    def room(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return ``count`` (at most `BLOCK`) uninitialised elements, aligned as torch aligns."""
-        if dtype not in self._rooms:
-            self._rooms[dtype] = torch.empty(BLOCK, dtype=dtype, device="cpu")
-        return self._rooms[dtype][:count]
+    def room(self, use: str, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return ``count`` uninitialised elements, aligned as torch aligns; the same memory for one use."""
+        held = self._rooms.get((use, dtype))
+        if held is None or held.numel() < count:
+            held = self._rooms[use, dtype] = torch.empty(count, dtype=dtype, device="cpu")
+        return held[:count]
 
     def bits(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Draw ``count`` (even, at most `BLOCK`) integers that take every value alike.
+        """Draw ``count`` (an even number of) integers that take every value alike.
 
         Args:
             count: how many.
             dtype: of the values they are for: int32 for float32, int64 for float64.
         """
-        if dtype is torch.float64:
-            drawn = longs = self._longs[:count]
-        else:
-            drawn, longs = self._ints[:count], self._longs[: count // 2]
+        wide = dtype is torch.float64
+        longs = self.room("bits", count if wide else count // 2, torch.int64)
         # This form draws 64 bits at a time, the fastest way to torch's words.
         longs.random_(-(2**63), None, generator=self.stream.generator)
-        return drawn
+        return longs if wide else longs.view(torch.int32)
 
 
 class Distribution(Protocol):
@@ -123,7 +109,7 @@ class Normal:
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """U(low, high), by torch's own: ``low <= value < high`` in the drawing dtype."""
+    """U(low, high): ``low <= value < high`` in the drawing dtype."""
 
     low: float
     high: float
@@ -140,7 +126,11 @@ class Uniform:
 
     def fill(self, out: torch.Tensor, desk: Desk) -> None:
         """Draw values; see `Distribution.fill`."""
-        out.uniform_(self.low, self.high, generator=desk.stream.generator)
+        if out.numel() < _FEW or out.dtype is torch.float64:
+            out.uniform_(self.low, self.high, generator=desk.stream.generator)
+        else:
+            bits = desk.bits(out.numel(), out.dtype)
+            _spread(bits, out, self.low, self.high).clamp_(*_half_open(self.low, self.high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +188,13 @@ class Truncated:
         """Draw between the quantiles ``left`` and ``right``, as values of the error function."""
         single = max(map(abs, self._bounds)) <= _SINGLE and right - left >= _COARSE
         dtype = out.dtype if single else torch.float64
-        for part in _blocks(out):
-            bits = desk.bits(part.numel(), out.dtype)
-            values = _spread_bits(bits, desk.room(part.numel(), dtype), left, right)
-            if dtype is torch.float64:
-                values.clamp_(-_SURE, _SURE)
-            values.erfinv_().mul_(_ROOT2 * self.std)
-            if self.mean:
-                values.add_(self.mean)
-            part.copy_(self._clamp(values))
+        values = _spread(desk.bits(out.numel(), out.dtype), desk.room("values", out.numel(), dtype), left, right)
+        if dtype is torch.float64:
+            values.clamp_(-_SURE, _SURE)
+        values.erfinv_().mul_(_ROOT2 * self.std)
+        if self.mean:
+            values.add_(self.mean)
+        out.copy_(self._clamp(values))
 
     def _from_tail(self, out: torch.Tensor, desk: Desk, near: float, far: float, *, side: int = 1) -> None:
         """Draw between ``near`` and ``far`` standard deviations, above the mean or (side -1) below it.
@@ -217,25 +205,19 @@ class Truncated:
         """
         ratio = math.exp(_log_survival_drop(near, far))
         reference = _erfcx(near)
-        for part in _blocks(out):
-            bits = desk.bits(part.numel(), part.dtype)
-            t = _spread_bits(bits, desk.room(part.numel(), torch.float64), 0.0, ratio - 1.0)
-            t.log1p_().clamp_(min=-50.0)
-            d = -2 * t / (near + (near * near - 2 * t).sqrt())
-            for _ in range(3):
-                scaled = torch.special.erfcx((near + d) / _ROOT2)
-                error = (scaled / reference).log_() - d * (near + d / 2) - t
-                d += error * scaled / math.sqrt(2 / math.pi)
-            bound = self.low if side > 0 else self.high
-            part.copy_(self._clamp(d.mul_(side * self.std).add_(bound)))
+        bits = desk.bits(out.numel(), out.dtype)
+        t = _spread(bits, desk.room("values", out.numel(), torch.float64), 0.0, ratio - 1.0)
+        t.log1p_().clamp_(min=-50.0)
+        d = -2 * t / (near + (near * near - 2 * t).sqrt())
+        for _ in range(3):
+            scaled = torch.special.erfcx((near + d) / _ROOT2)
+            error = (scaled / reference).log_() - d * (near + d / 2) - t
+            d += error * scaled / math.sqrt(2 / math.pi)
+        bound = self.low if side > 0 else self.high
+        out.copy_(self._clamp(d.mul_(side * self.std).add_(bound)))
 
 
-def _blocks(out: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Cut into blocks; most tensors are one, and cutting costs."""
-    return iter((out,)) if out.numel() <= BLOCK else iter(torch.split(out, BLOCK))
-
-
-def _spread_bits(bits: torch.Tensor, out: torch.Tensor, low: float, high: float) -> torch.Tensor:
+def _spread(bits: torch.Tensor, out: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Scale signed integers linearly: their lowest becomes ``low``, one above their highest ``high``."""
     middle, half = low / 2 + high / 2, high / 2 - low / 2
     scale = half * 2.0 ** (1 - 8 * bits.element_size())
@@ -244,6 +226,14 @@ def _spread_bits(bits: torch.Tensor, out: torch.Tensor, low: float, high: float)
         middle += scale / 2
     out.copy_(bits).mul_(scale)
     return out.add_(middle) if middle else out
+
+
+@cache
+def _half_open(low: float, high: float) -> tuple[float, float]:
+    """Return, in float32, ``low`` and the number before ``high``."""
+    first, last = torch.tensor([low, high], dtype=torch.float32, device="cpu")
+    before = last.nextafter(first)
+    return first.item(), before.item()
 
 
 def _erfcx(x: float) -> float:

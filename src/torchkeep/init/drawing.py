@@ -162,6 +162,6 @@ def _fill(desk: Desk, job: Job, message: bytes, chunk: int, out: torch.Tensor) -
     if drawn == size and out.dtype is dtype:
         job.distribution.fill(out, desk)
     else:
-        room = desk.spare(drawn, dtype)
+        room = desk.room("chunk", drawn, dtype)
         job.distribution.fill(room, desk)
         out.copy_(room[:size])
