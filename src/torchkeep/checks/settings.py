@@ -80,6 +80,14 @@ def _write_autocast(value: tuple[bool, torch.dtype]) -> None:
     torch.set_autocast_dtype("cpu", value[1])
 
 
+def _write_deterministic(value: tuple[bool, bool]) -> None:
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+    else:
+        # The public function would import all of torch.compile to tell it, which takes seconds.
+        torch._C._set_deterministic_algorithms(value[0], warn_only=value[1])  # noqa: SLF001
+
+
 SETTINGS: dict[str, Setting] = {
     "torch's random state": Setting(torch.get_rng_state, torch.set_rng_state, random=True),
     "the accelerator's random state": Setting(_read_accelerator, _write_accelerator, random=True),
@@ -96,7 +104,7 @@ SETTINGS: dict[str, Setting] = {
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ),
-        lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
+        _write_deterministic,
     ),
     "anomaly detection": Setting(
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),

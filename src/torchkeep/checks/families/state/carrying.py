@@ -130,12 +130,13 @@ def _filled_memory() -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     filling = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property of the module
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # torch.use_deterministic_algorithms imports all of torch.compile to tell it, which takes seconds.
+    torch._C._set_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003, SLF001 - it takes no keyword
     deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch._C._set_deterministic_algorithms(enabled, warn_only=warn_only)  # noqa: SLF001 - see above
         deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
 
 
