@@ -19,6 +19,7 @@ PLACES = [0, 1, 7, 8, 15, 16, 1000, 16384, 65535, 65536, 89998, 89999]
 INITIALIZERS = {
     "normal": lambda: tk.init.normal(0.5, 2.0),
     "uniform": lambda: tk.init.uniform(-1.0, 3.0),
+    "uniform, small": lambda: tk.init.uniform(-1.0, 3.0),
     "trunc_normal": tk.init.trunc_normal,
     "trunc_normal, wide": lambda: tk.init.trunc_normal(0.0, 1.0, -4.0, 3.0),
     "trunc_normal, tail": lambda: tk.init.trunc_normal(0.0, 1.0, 6.0, 9.0),
@@ -38,14 +39,18 @@ DTYPES = ["float32", "float64", "bfloat16"]
 
 
 def compute():
-    """Draw a 300 by 300 weight with each initializer in each dtype: digest of all bytes, and some elements."""
+    """Draw a weight with each initializer in each dtype: digest of all bytes, and some elements.
+
+    The weight is 300 by 300, of more than one chunk; a small one, of 30 by 30, is drawn from the uniform too.
+    """
     found = {}
     for title, make in INITIALIZERS.items():
         for dtype in DTYPES:
-            net = nn.Linear(300, 300, bias=False, dtype=getattr(torch, dtype), device="meta")
+            side = 30 if "small" in title else 300
+            net = nn.Linear(side, side, bias=False, dtype=getattr(torch, dtype), device="meta")
             values = tk.init.plan(net, {"weight": make()}, seed=20_000_000_000).values("weight")
             raw = values.contiguous().view(torch.uint8).numpy().tobytes()
-            elements = values.flatten().double()[PLACES].tolist()
+            elements = values.flatten().double()[[place for place in PLACES if place < side**2]].tolist()
             found[f"{title}, {dtype}"] = {"digest": blake3(raw).hexdigest(), "elements": elements}
     return found
 
