@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import islice, product
 from math import prod
 
-from torchkeep.storage.memory import FOLDER, Entries, FileSynced, FolderSynced, Written, apply
+from torchkeep.storage.journal import FOLDER, Entries, FileSynced, FolderSynced, Written, apply
 
 
 class Disk:

@@ -9,7 +9,8 @@ from crash_explorer import Explorer, Life, quietly
 from torchkeep.archive import Retention, Writer
 from torchkeep.archive.composing import Ready
 from torchkeep.errors import DamageError, TorchkeepError
-from torchkeep.storage.memory import FileSynced, FolderSynced, MemoryStorage
+from torchkeep.storage.journal import FileSynced, FolderSynced
+from torchkeep.storage.memory import MemoryStorage
 
 
 def saves_and_prunes(life):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from torchkeep.errors import StorageError
 from torchkeep.formats.opening import refused, truncated
+from torchkeep.storage.journal import FOLDER, Entries, FileSynced, FolderSynced, Node, Step, Written, apply
 from torchkeep.storage.locking import locked
 
 if TYPE_CHECKING:
@@ -24,54 +25,6 @@ Image: TypeAlias = "Mapping[str, bytes | None]"
 
 Hook: TypeAlias = "Callable[[str, str], None]"
 """Is told the name of each call and its path before it is done, and may raise."""
-
-
-class Node:
-    """A file, whatever its names.
-
-    Attributes:
-        data: its bytes.
-        lost: a sync of it has failed: what was not durable then never will be.
-    """
-
-    __slots__ = ("data", "lost")
-
-    def __init__(self, data: bytes = b"") -> None:
-        self.data = bytearray(data)
-        self.lost = False
-
-
-FOLDER = Node()
-"""Stands for any folder among the entries of its parent."""
-
-
-class Written(NamedTuple):
-    """Bytes written to a file."""
-
-    node: Node
-    start: int
-    data: bytes
-
-
-class Entries(NamedTuple):
-    """Names that change in one step: folder, name, and what has that name now (None: nothing)."""
-
-    changes: tuple[tuple[str, str, Node | None], ...]
-
-
-class FileSynced(NamedTuple):
-    """A file's content became durable."""
-
-    node: Node
-
-
-class FolderSynced(NamedTuple):
-    """The names in a folder became durable."""
-
-    folder: str
-
-
-Step: TypeAlias = Written | Entries | FileSynced | FolderSynced
 
 
 class MemoryStorage:
@@ -149,7 +102,11 @@ class MemoryStorage:
         """Give a file the name ``new``, in place of what had it."""
         self.called("rename", new)
         node = self._file(old, "write")
-        self._change((*self._place(new, "write"), node), (*self._place(old, "write"), None))
+        self._place(new, "write")
+        if new in self._folders:
+            _refuse(errno.EISDIR, "write", new)
+        if old != new:
+            self._change((*self._place(new, "write"), node), (*self._place(old, "write"), None))
 
     def remove(self, path: str) -> None:
         """Remove a file."""
@@ -162,14 +119,15 @@ class MemoryStorage:
         self.called("sync_directory", path)
         folder = path.rpartition("/")[0]
         if folder not in self._folders:
-            _refuse(errno.ENOENT, "sync the directory of", path)
+            _refuse(self._absent(folder), "sync the directory of", path)
         self.journal.append(FolderSynced(folder))
 
     def names(self, folder: str) -> list[str]:
         """Return the names in a folder."""
         self.called("names", folder)
         if folder not in self._folders:
-            _refuse(errno.ENOENT, "read", folder)
+            code = self._absent(folder)
+            _refuse(code, "read" if code == errno.ENOENT else "list", folder)
         return list(self._folders[folder])
 
     def make_folder(self, path: str) -> bool:
@@ -189,7 +147,7 @@ class MemoryStorage:
         self.called("remove_folder", path)
         folder, name = self._place(path, "remove")
         if self._folders.get(path, {"": FOLDER}):
-            _refuse(errno.ENOTEMPTY if path in self._folders else errno.ENOENT, "remove", path)
+            _refuse(errno.ENOTEMPTY if path in self._folders else self._absent(path), "remove", path)
         del self._folders[path]
         self._change((folder, name, None))
 
@@ -207,8 +165,17 @@ class MemoryStorage:
     def _place(self, path: str, doing: str) -> tuple[str, str]:
         folder, _, name = path.rpartition("/")
         if folder not in self._folders:
-            _refuse(errno.ENOENT, doing, path)
+            _refuse(self._absent(folder), doing, path)
         return folder, name
+
+    def _absent(self, folder: str) -> int:
+        """Return the code for a path that is no folder: nothing is there, or on the way there, or a file is."""
+        while folder not in self._folders:
+            parent, _, name = folder.rpartition("/")
+            if name in self._folders.get(parent, {}):
+                return errno.ENOTDIR
+            folder = parent
+        return errno.ENOENT
 
     def _file(self, path: str, doing: str) -> Node:
         folder, name = self._place(path, doing)
@@ -273,13 +240,6 @@ class MemoryWriter:
 
     def close(self) -> None:
         """Do nothing: there is nothing to give back."""
-
-
-def apply(content: bytearray, start: int, data: bytes) -> None:
-    """Write into a file's content; what lies between its end and ``start`` becomes zeros."""
-    if len(content) < start:
-        content.extend(bytes(start - len(content)))
-    content[start : start + len(data)] = data
 
 
 class MemoryReader:
