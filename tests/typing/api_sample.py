@@ -58,3 +58,27 @@ def recipes(net: nn.Module) -> nn.Module:
     written: tk.Recipe = tk.recipe(net)
     again = tk.Recipe.from_json(written.to_json())
     return tk.build(again.to_dict(), registry={"acme.Other": Named}) if Named.size else tk.build("recipe.json")
+
+
+def filing(net: nn.Module) -> tuple[str, int]:
+    """Save, plan, load."""
+    saved: tk.SaveReport = tk.save(net, "net.safetensors")
+    plan: tk.LoadPlan = tk.plan_load(net, "net.safetensors", rename={"module.": ""})
+    report: tk.LoadReport = tk.load_into(net, "net.safetensors", select="**.weight", missing="ignore")
+    tk.load_model("net.safetensors").eval()
+    return str(report), saved.nbytes + len(plan.matched)
+
+
+def initialising(net: nn.Module) -> tk.InitPlan:
+    """Plan and apply rules."""
+    rules = {"**.weight": tk.init.normal(0, 0.02), "**.bias": tk.init.zeros()}
+    plan: tk.InitPlan = tk.init.plan(net, rules, seed=1)
+    plan.apply("cpu")
+    return tk.initialize(net, [(tk.select("**"), tk.init.keep())])
+
+
+def proving(net: nn.Module, x: Tensor) -> list[str]:
+    """Check a layer."""
+    report: tk.CheckReport = tk.check(net, x, declare=tk.Declare(batch_dim=0, stop_gradient="scale"))
+    report.raise_for_failures()
+    return [result.name for result in (*report.failed, *report.warned)]
