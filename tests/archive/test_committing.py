@@ -65,6 +65,23 @@ def test_a_sharded_tensor_is_put_together(disk):
             assert store.tensor(store.commit(1, {"w": sharded}), "w") == whole
 
 
+def test_pieces_can_be_read_to_where_they_belong(disk):
+    """What finds room is read to there and verified; what finds none is handed out."""
+    with writer(disk, chunk=4096) as store:
+        manifest = store.commit(1, state(w=LONG * 16, v=LONG))
+        place, taken = bytearray(4096), []
+        store.read(
+            manifest,
+            ["w", "v"],
+            lambda name, *_: taken.append(name),
+            lambda name, _: memoryview(place) if name == "w" else None,
+        )
+        assert "v" in taken
+        store.read(manifest, ["w"], lambda *_: taken.append("again"), lambda *_: memoryview(place))
+        assert bytes(place) == LONG * 16
+        assert "again" not in taken
+
+
 def test_a_pack_is_a_file_that_torchkeep_and_others_read(tmp_path):
     """On a real disk: the pack's header is sealed, its digests hold, and dtypes without a code keep their name."""
     tensors = {

@@ -58,6 +58,20 @@ def test_the_same_process_can_not_write_twice(root):
     Writer(LOCAL_FOLDERS, root, wait=0).close()
 
 
+def test_a_second_writer_waits_for_the_first_to_end(root, monkeypatch):
+    """Closed while the second one waits, the store is the second one's."""
+    first, waits = Writer(LOCAL_FOLDERS, root), []
+
+    def end_soon(_):
+        waits.append(1)
+        if len(waits) == 3:
+            first.close()
+
+    monkeypatch.setattr("time.sleep", end_soon)
+    Writer(LOCAL_FOLDERS, root).close()
+    assert len(waits) == 3
+
+
 def test_a_dead_process_holds_nothing(root, holder):
     """After SIGKILL the lock is taken over, although its file still names the dead, and staging is cleared."""
     holder.send_signal(signal.SIGKILL)

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 Take: TypeAlias = "Callable[[str, Piece, int], None]"
 """Is given a tensor's name, a piece of it, and the address where its bytes lie until it returns."""
 
+Room: TypeAlias = "Callable[[str, Piece], memoryview | None]"
+"""Is given a tensor's name and a piece of it, and gives memory of that size where it may be read to at once."""
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -230,13 +233,15 @@ class Archive:
             raise skipped[0]
         return None
 
-    def read(self, manifest: Manifest, names: Iterable[str], take: Take) -> None:
+    def read(self, manifest: Manifest, names: Iterable[str], take: Take, room: Room | None = None) -> None:
         """Read tensors piece by piece; each is handed out only when its digest is right.
 
         Args:
             manifest: of the checkpoint.
             names: of the tensors; aliases count as their owners.
             take: called for each piece, from several threads.
+            room: asked for large pieces, too; what could be read to there at once is not taken. Bytes that are
+                damaged may stand there when the error is raised.
 
         Raises:
             NoMatchError: the checkpoint has no tensor of that name.
@@ -249,7 +254,7 @@ class Archive:
         def fail(place: Place, path: str, problem: str) -> None:
             raise damaged(path, place.piece.start, place.piece.stop, problem, place.tensor)
 
-        self.read_places(manifest, places, take, fail)
+        self.read_places(manifest, places, take, fail, room)
 
     def tensor(self, manifest: Manifest, name: str) -> bytearray:
         """Read one tensor whole: its bytes in row-major order. Raises what `read` does."""
@@ -265,7 +270,12 @@ class Archive:
         return bytearray(buffer.view[: stored.nbytes])
 
     def read_places(
-        self, manifest: Manifest, places: Sequence[Place], take: Take, fail: Callable[[Place, str, str], None]
+        self,
+        manifest: Manifest,
+        places: Sequence[Place],
+        take: Take,
+        fail: Callable[[Place, str, str], None],
+        room: Room | None = None,
     ) -> None:
         """Read places pack by pack; ``fail`` is told of each that is damaged, and may raise."""
         by_pack: dict[int, list[Place]] = {}
@@ -282,15 +292,17 @@ class Archive:
                 whole = [place for place in found if place.piece.stop <= file.size]
                 for place in found[len(whole) :]:
                     fail(place, path, f"the file has only {file.size} bytes")
-                self._read_pack(file, pack, whole, take, fail)
+                self._read_pack(file, pack, whole, take=take, fail=fail, room=room)
 
     def _read_pack(
         self,
         file: ReadableFile,
         pack: str,
         places: Sequence[Place],
+        *,
         take: Take,
         fail: Callable[[Place, str, str], None],
+        room: Room | None,
     ) -> None:
         bad: set[int] = set()
 
@@ -310,7 +322,8 @@ class Archive:
             Chunk(place.piece.start, place.piece.stop - place.piece.start, position, 0)
             for position, place in enumerate(places)
         ]
-        read_chunks(file, chunks, hand, check)
+        place = None if room is None else lambda chunk: room(*places[chunk.tensor])
+        read_chunks(file, chunks, hand, check, place)
 
     def _missing(self, manifest: Manifest, path: str) -> DamageError | MissingCheckpointError:
         """Tell a pack that was lost from one that was pruned, with its manifest, while it was read."""

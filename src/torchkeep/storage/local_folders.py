@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from torchkeep.formats.opening import refused
 from torchkeep.storage.local import LocalStorage
 from torchkeep.storage.locking import FileLock
+
+if TYPE_CHECKING:
+    from torchkeep.storage.folders import FolderStorage
 
 
 class LocalFolders(LocalStorage):
@@ -46,4 +49,4 @@ class LocalFolders(LocalStorage):
         return FileLock(path, wait)
 
 
-LOCAL_FOLDERS: Final = LocalFolders()
+LOCAL_FOLDERS: Final[FolderStorage] = LocalFolders()

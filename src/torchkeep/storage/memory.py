@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torchkeep.storage.buffers import Buffer
+    from torchkeep.storage.folders import FolderStorage
 
 Image: TypeAlias = "Mapping[str, bytes | None]"
 """What a disk holds: content by path; None for a folder."""
@@ -259,6 +260,13 @@ class MemoryReader:
         self._storage.called("fill", self.path)
         buffer.view[begin:end] = self._bytes(start, end - begin)
 
+    def fill_at_once(self, start: int, view: memoryview) -> int:
+        """Fill ``view`` from position ``start``: nothing here is waited for."""
+        self._storage.called("fill_at_once", self.path)
+        found = bytes(self._node.data[start : start + len(view)])
+        view[: len(found)] = found
+        return len(found)
+
     def _bytes(self, start: int, length: int) -> bytes:
         if start + length > len(self._node.data):
             raise truncated(self.path, start, start + length, len(self._node.data))
@@ -270,3 +278,7 @@ class MemoryReader:
 
     def close(self) -> None:
         """Do nothing: there is nothing to give back."""
+
+
+if TYPE_CHECKING:
+    _FULFILS_THE_SEAM: FolderStorage = MemoryStorage()
