@@ -7,8 +7,8 @@ from threading import Thread
 import pytest
 
 from archive_states import ROOT, content, state, writer
-from torchkeep.archive import Retention, TensorBytes, verify
-from torchkeep.errors import DamageError, StoreError
+from torchkeep.archive import Archive, Retention, TensorBytes, verify
+from torchkeep.errors import DamageError, MissingCheckpointError, StoreError
 from torchkeep.storage.memory import MemoryStorage
 
 
@@ -113,8 +113,6 @@ def test_a_manifest_that_can_not_be_read_stops_a_prune(disk):
 def test_what_a_failed_save_left_is_removed(disk):
     """A pack that no manifest names goes with the next prune."""
     store = filled(disk, 2)
-    disk.image()
-    data_of(disk, f"{ROOT}/lock").clear()
     disk._folders[f"{ROOT}/packs"]["orphan.safetensors"] = type(disk._folders[f"{ROOT}"]["lock"])(b"x")
     disk._folders[f"{ROOT}/packs"]["notes.txt"] = type(disk._folders[f"{ROOT}"]["lock"])(b"mine")
     assert store.prune(Retention(last=None)).packs == 1
@@ -134,3 +132,15 @@ def test_a_prune_waits_for_a_save_in_flight(disk):
     pruning.join()
     assert steps(store) == [3]
     assert content(store, manifest)["w"] == bytes([2]) * 100
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_read_is_no_damage(disk):
+    """Who reads without the lock is told so, with its manifest read or not."""
+    store = filled(disk, 3)
+    archive = Archive.open(disk, ROOT)
+    manifest, name = archive.at(0), archive.names()[1]
+    store.prune(Retention(last=1))
+    with pytest.raises(MissingCheckpointError, match="was pruned while it was read"):
+        archive.tensor(manifest, "w")
+    with pytest.raises(MissingCheckpointError, match="it was pruned"):
+        archive.manifest(name)
