@@ -6,6 +6,8 @@ import errno
 import os
 import resource
 import stat
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +105,19 @@ def test_a_new_file_has_the_usual_mode(tmp_path):
     finally:
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def test_a_large_file_that_is_replaced_is_given_up(tmp_path):
+    """Its blocks are freed in the background, and no descriptor stays open."""
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(2):
+        tk.save(torch.zeros(17 * 2**20), tmp_path / "file")
+    for thread in threading.enumerate():
+        if thread.name == "torchkeep-release":
+            thread.join()
+    assert len(list(descriptors.iterdir())) == before
+    no_strays(tmp_path, "file")
 
 
 def test_symbolic_links_are_followed_and_kept(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from threading import Thread
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from torchkeep.errors import StorageError
@@ -24,6 +25,8 @@ _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _PAYS_FROM: Final = 256 * 1024
 """Shorter reads and writes go through the page cache."""
 _IF_CACHED: Final = getattr(os, "RWF_NOWAIT", 0)
+_LARGE: Final = 64 * 1024 * 1024
+"""Files from this size on are freed in the background when they are replaced."""
 _NO_SUCH_IO: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What file systems say to kinds of I/O that they don't have."""
 
@@ -208,7 +211,12 @@ class LocalStorage:
 
     def rename(self, old: str, new: str) -> None:
         """Give a file the name ``new``, in place of what had it."""
-        _call("write", new, lambda: os.replace(old, new))  # noqa: PTH105
+        replaced = _held(new)
+        try:
+            _call("write", new, lambda: os.replace(old, new))  # noqa: PTH105
+        finally:
+            if replaced is not None:
+                Thread(target=os.close, args=(replaced,), name="torchkeep-release", daemon=True).start()
 
     def remove(self, path: str) -> None:
         """Remove a file."""
@@ -236,6 +244,19 @@ def _open_direct(path: str, flags: int) -> int | None:
     try:
         return os.open(path, flags | _DIRECT | os.O_CLOEXEC)
     except OSError:  # refused here is not refused: ordinary I/O will do, or will say why not
+        return None
+
+
+def _held(path: str) -> int | None:
+    """Hold a large file that is about to lose its name.
+
+    Its blocks are freed when the last hold on it is given up, and whoever gives it up waits: 0.2 s for 1 GiB.
+    """
+    try:
+        if os.stat(path).st_size < _LARGE:  # noqa: PTH116
+            return None
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:  # there is none, or it can't be read; then the rename waits, or says what is wrong
         return None
 
 
