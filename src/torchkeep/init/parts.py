@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from math import prod
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -88,10 +89,9 @@ def local_index(tensor: Any) -> Index | None:
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Tell whether the tensor is a DTensor, without importing what is slow to import."""
-    return any(
-        base.__name__ == "DTensor" and base.__module__.startswith("torch.") for base in type(tensor).__mro__
-    )
+    """Tell whether the tensor is a DTensor; where the module that has them was never imported, there is none."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(tensor, kind)
 
 
 class _Part:
