@@ -120,7 +120,7 @@ def _run_defaults(decision: Decision, only: Item | None = None) -> dict[str, Ten
         if isinstance(item.initializer, TorchDefault):
             groups.setdefault((id(item.module), parent(item.row.name)), []).append(item)
     values: dict[str, Tensor] = {}
-    others = _tensors(decision) if groups else []
+    others = _tensors(decision) if groups else {}
     for (_, path), items in groups.items():
         if only is not None and only not in items:
             continue
@@ -131,16 +131,15 @@ def _run_defaults(decision: Decision, only: Item | None = None) -> dict[str, Ten
     return values
 
 
-def _tensors(decision: Decision) -> list[Tensor]:
-    """Return every tensor that a copy of a module does without: all registered ones, and results of a forward."""
+def _tensors(decision: Decision) -> dict[int, Tensor]:
+    """Return by ``id`` what a copy of a module does without: all registered tensors, and results of a forward."""
     registered = [place.tensor for places in decision.found.places for place in places]
     resets = {
         id(item.module): item.module for item in decision.items if isinstance(item.initializer, TorchDefault)
     }
     values = (value for module in resets.values() for value in vars(module).values())
-    return registered + [
-        value for value in values if isinstance(value, torch.Tensor) and value.grad_fn is not None
-    ]
+    results = [value for value in values if isinstance(value, torch.Tensor) and value.grad_fn is not None]
+    return {id(tensor): tensor for tensor in (*registered, *results)}
 
 
 def _key(decision: Decision, item: Item) -> str:

@@ -19,7 +19,7 @@ from torchkeep.tensors.streams import forked_randomness
 from torchkeep.tying.allocating import unset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -32,7 +32,7 @@ def run_default(
     wanted: Iterable[str],
     *,
     seed: int,
-    others: Iterable[Tensor] = (),
+    others: Mapping[int, Tensor],
     weights: Sequence[Computed] = (),
 ) -> dict[str, Tensor]:
     """Run a module's own reset method on a copy of it, on the CPU.
@@ -45,7 +45,7 @@ def run_default(
         path: its canonical name.
         wanted: keys of the parameters and buffers that are claimed.
         seed: of the plan.
-        others: tensors of the model that a copy does without, wherever it refers to them.
+        others: by ``id``, tensors of the model that a copy does without, wherever it refers to them.
         weights: its computed weights; the copy has plain parameters in their place.
 
     Returns:
@@ -88,12 +88,11 @@ class _Memo(dict[int, Any]):
     through children or attributes, hold nothing, on the meta device.
     """
 
-    def __init__(self, module: nn.Module, claimed: set[int], others: Iterable[Tensor]) -> None:
+    def __init__(self, module: nn.Module, claimed: set[int], others: Mapping[int, Tensor]) -> None:
         super().__init__()
         own = [*module._parameters.values(), *module._buffers.values()]  # noqa: SLF001 - its own only, ties included
         self._own = {id(tensor): tensor for tensor in own if tensor is not None}
-        self._others = {id(tensor): tensor for tensor in others}
-        self._claimed = claimed
+        self._others, self._claimed = others, claimed
 
     def get(self, key: int, default: Any = None) -> Any:
         """Return the copy of the object with that ``id``."""
