@@ -289,10 +289,14 @@ def of_monai() -> Iterator[Case]:
     yield case(nets.UNETR, image, **plane, img_size=32, feature_size=8, hidden_size=24, mlp_dim=32, num_heads=4)
     vit = {"in_channels": 1, "img_size": 32, "patch_size": 8, "hidden_size": 16, "mlp_dim": 32, "num_layers": 2}
     yield case(nets.ViT, image, **vit, num_heads=4, spatial_dims=2)
-    yield case(
-        nets.HighResNet, image, **plane, layer_params=({"name": "conv_0", "n_features": 4, "kernel_size": 3},)
+    layers = ({"name": "conv_0", "n_features": 4, "kernel_size": 3},)
+    layers += (
+        {"name": "res_1", "n_features": 4, "kernels": (3, 3), "repeat": 1},
+        {"name": "conv_1", "n_features": 4, "kernel_size": 1},
+        {"name": "conv_2", "kernel_size": 1},
     )
-    yield case(nets.AutoEncoder, image, **plane, **levels)
+    yield case(nets.HighResNet, image, **plane, layer_params=layers)
+    yield case(nets.AutoEncoder, image, **plane, channels=(4, 8), strides=(2, 2))
     yield case(nets.DynUNet, image, **plane, kernel_size=(3, 3, 3), strides=(1, 2, 2), upsample_kernel_size=(2, 2))
     yield case(nets.FullyConnectedNet, torch.randn(3, 8), in_channels=8, out_channels=4, hidden_channels=(8,))
     yield case(blocks.SABlock, x, hidden_size=16, num_heads=4)
@@ -301,7 +305,6 @@ def of_monai() -> Iterator[Case]:
     yield case(blocks.Convolution, image, spatial_dims=2, in_channels=1, out_channels=4)
     yield case(blocks.ResidualUnit, image, spatial_dims=2, in_channels=1, out_channels=4)
     yield case(blocks.ChannelSELayer, torch.randn(2, 8, 8, 8), spatial_dims=2, in_channels=8)
-    yield case(blocks.CRF, torch.randn(1, 2, 6, 6), torch.randn(1, 1, 6, 6))
     target = torch.randint(0, 2, (2, 3, 8, 8)).float()
     for loss in ("DiceLoss", "DiceCELoss", "FocalLoss", "TverskyLoss", "GeneralizedDiceLoss"):
         yield case(getattr(losses, loss), torch.randn(2, 3, 8, 8), target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import numpy as np
@@ -177,3 +178,44 @@ def test_generators_arrays_and_plain_objects_are_put_back():
         fresh.old.rand(),
         fresh.python.random(),
     )
+
+
+class Frozen(OrderedDict):
+    """A dict that refuses to be changed once it is made, as diffusers' configurations do."""
+
+    def update(self, *_args, **_kwargs):
+        raise TypeError("frozen")
+
+
+class Label(tuple):  # noqa: SLOT001 - it has attributes, on purpose
+    """A tuple that has no length, as e3nn's irreps, and attributes of its own."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+
+class Configured(nn.Module):
+    """Holds both, and empties the dict in forward in the ways that there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.config = Frozen([("size", 4), ("names", ["a"])])
+        self.label = Label(({"calls": 0}, "1o"))
+        self.label.calls = []
+
+    def forward(self, x):
+        self.config.clear()
+        tuple.__getitem__(self.label, 0)["calls"] += 1
+        self.label.calls.append(1)
+        return self.linear(x)
+
+
+def test_containers_that_refuse_are_put_back_all_the_same():
+    """A dict that can't be updated and a tuple without a length stop no check, and hold what they held."""
+    layer = Configured()
+    report = tk.check(layer, floats(3, 4))
+    assert report.ok, str(report)
+    assert list(layer.config.items()) == [("size", 4), ("names", ["a"])]
+    assert tuple.__getitem__(layer.label, 0) == {"calls": 0}
+    assert layer.label.calls == []

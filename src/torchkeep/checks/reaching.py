@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from torchkeep.checks.snapshot import members
 from torchkeep.checks.subject import is_library
 from torchkeep.names import join
 
@@ -88,7 +89,7 @@ def _inside(path: str, thing: Any) -> Iterable[tuple[str, object]]:
     if isinstance(thing, Mapping):
         return [(f"{path}[{key!r}]", value) for key, value in list(thing.items())]
     if isinstance(thing, list | tuple | set | frozenset | deque):
-        return [(f"{path}[{index}]", value) for index, value in enumerate(list(thing))]
+        return [(f"{path}[{index}]", value) for index, value in enumerate(members(thing))]
     if isinstance(thing, types.FunctionType):
         return [] if is_library(thing.__code__.co_filename) else _named_by(path, thing)
     if isinstance(thing, _IN_CODE):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +72,8 @@ class Snapshot:
         elif isinstance(thing, nn.Module) or (hasattr(thing, "__dict__") and not isinstance(thing, _OPAQUE)):
             held = dict(vars(thing))
             self._objects.append((thing, held))
-            return held.values()
-        return thing if isinstance(thing, tuple | frozenset) else ()
+            return (*held.values(), *members(thing))
+        return members(thing)
 
     def restore(self) -> None:
         """Put everything back, in place: the same objects hold the same values."""
@@ -184,12 +184,36 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
+_ITERABLES: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
+
+
+def members(thing: object) -> list[Any]:
+    """Return what a list, tuple, set or deque holds; nothing for anything else.
+
+    A subclass is not asked: it may refuse, as e3nn's Irrep (a tuple) does when asked for its length.
+    """
+    for kind in _ITERABLES:
+        if isinstance(thing, kind):
+            return list(kind.__iter__(thing))
+    return []
+
+
 def _refill(container: Any, content: Any) -> None:
-    if isinstance(container, list):
-        container[:] = content
-    elif isinstance(container, deque):
-        container.clear()
-        container.extend(content)
+    """Give a container its content back, past a subclass that refuses or means something else by it."""
+    if isinstance(container, dict):
+        mapping = OrderedDict if isinstance(container, OrderedDict) else dict
+        now, held = list(mapping.items(container)), list(mapping.items(content))
+        if len(now) != len(held) or any(
+            a[0] is not b[0] or a[1] is not b[1] for a, b in zip(now, held, strict=True)
+        ):
+            mapping.clear(container)
+            for key, value in held:
+                mapping.__setitem__(container, key, value)
+    elif isinstance(container, list):
+        list.__setitem__(container, slice(None), content)
+    elif isinstance(container, set):
+        set.clear(container)
+        set.update(container, content)
     else:
-        container.clear()
-        container.update(content)
+        deque.clear(container)
+        deque.extend(container, content)

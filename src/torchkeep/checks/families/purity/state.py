@@ -28,7 +28,8 @@ def state_unchanged(subject: Subject) -> Iterator[Finding]:
     Always applies; tensors that ``declare.mutates`` selects are excused. Decided by comparing every parameter
     (in both modes) and every buffer (in eval mode) with a copy made before the call, by the names that there are
     before and after, and by calling twice in a row in eval mode: outputs that differ although no buffer changed
-    come from something that is in no state_dict.
+    come from something that is in no state_dict. A buffer that forward makes and state_dict leaves out is a cache:
+    a warning.
     """
     excused = subject.selected(subject.declare.mutates)
     found: set[str] = set()
@@ -47,6 +48,15 @@ def state_unchanged(subject: Subject) -> Iterator[Finding]:
                 continue
             found.add(name)
             mode = "training" if training else "eval"
+            if name not in before and _is_cache(subject.layer, name):
+                yield Finding(
+                    f"forward made this buffer, which state_dict leaves out, in {mode} mode",
+                    "let it not depend on the inputs' values; make it in the constructor, or list the check in "
+                    "`expected`",
+                    tensor=name,
+                    severe=False,
+                )
+                continue
             what = "added it to the state_dict or took it out" if gone else "changed its value"
             yield Finding(
                 f"forward {what} in {mode} mode",
@@ -83,6 +93,12 @@ def _carried(subject: Subject) -> Iterator[Finding]:
 
 def _held(layer: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+
+
+def _is_cache(layer: nn.Module, name: str) -> bool:
+    """Tell whether a tensor is a buffer that is not persistent."""
+    path, _, key = name.rpartition(".")
+    return key in layer.get_submodule(path)._non_persistent_buffers_set  # noqa: SLF001 - torch has no other way
 
 
 def _copies(subject: Subject) -> dict[str, torch.Tensor]:
