@@ -18,10 +18,10 @@ def test_planted_fault_is_caught(planted: Planted):
 
 
 class Grouped(nn.Module):
-    """Normalises in float32, then uses an operation without a kernel for float64, as transformers' Mixtral does."""
+    """Normalises in float32, then uses an operation that has no kernel for float64, as Mixtral does."""
 
     def forward(self, x):
-        normed = (x.float() / x.float().square().mean().sqrt()).to(x.dtype)
+        normed = (x.float() / (x.float().square().mean(-1, keepdim=True) + 1).sqrt()).to(x.dtype)
         if normed.dtype == torch.float64:
             raise RuntimeError("Expected mat_a to be Float32, BFloat16 or Float16 matrix, got Double")
         return normed
