@@ -61,6 +61,12 @@ def environment(folder: Path) -> Path:
         done = subprocess.run([python, "-m", "pip", "install", "--quiet", *step], check=False, capture_output=True)
         if done.returncode:
             sys.stderr.write(f"pip install {' '.join(step)}: {done.stderr.decode()[-300:]}\n")
+    vision = subprocess.run([python, "-c", "import torchvision"], check=False, capture_output=True, text=True)
+    if vision.returncode:  # other packages use it where they find it, so a broken one breaks them too
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=False)
+        reason = (vision.stderr.strip().splitlines() or ["no reason given"])[-1]
+        sys.stdout.write(f"torchvision does not import beside this torch, and is taken out again: {reason}\n")
+        sys.stdout.flush()
     return python
 
 
