@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from torchkeep.cli.endings import printable
+from torchkeep.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from torchkeep.cli.endings import DONE, NO, Answer, printable
+from torchkeep.cli.endings import DONE, NO, Answer
+from torchkeep.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple, TextIO
 
 from torchkeep.errors import NoMatchError, SelectorError, TorchkeepError
+from torchkeep.names import printable
 
 DONE: Final = 0
 NO: Final = 1
@@ -101,11 +102,6 @@ def _code(error: TorchkeepError) -> int:
     if isinstance(error, NoMatchError):
         return NO
     return USAGE if isinstance(error, SelectorError) else UNUSABLE
-
-
-def printable(line: str) -> str:
-    """Show as escapes what would disturb a terminal: names come from files, which must not decide that."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 def _to_stderr(text: str) -> None:

@@ -62,7 +62,7 @@ def outline_rows(listing: Listing) -> Collected:
     collected = Collected("module" if known else "dict")
     for row in listing.rows:
         assert row.shape is not None
-        collected.tensors[row.name] = placeholder(row.name, row.shape, row.dtype, listing.source)
+        collected.tensors[row.name] = stand_in(row.name, row.shape, row.dtype, listing.source)
         collected.aliases.update(dict.fromkeys(row.aliases, row.name))
     collected.order = tuple(name for row in listing.rows for name in row.names)
     if known:
@@ -70,7 +70,7 @@ def outline_rows(listing: Listing) -> Collected:
     return collected
 
 
-def placeholder(name: str, shape: Sequence[int], dtype: str, source: str) -> Tensor:
+def stand_in(name: str, shape: Sequence[int], dtype: str, source: str) -> Tensor:
     """Return a tensor of the meta device.
 
     Raises:
@@ -120,7 +120,7 @@ def _add_document(collected: Collected, contents: Contents) -> Any:
     for name in document.hidden:
         if name not in bases:
             stored = contents.stored(name)
-            collected.apart[name] = placeholder(name, stored.shape, stored.dtype, contents.path)
+            collected.apart[name] = stand_in(name, stored.shape, stored.dtype, contents.path)
     return _or_none(document.recipe)
 
 

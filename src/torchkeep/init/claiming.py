@@ -9,7 +9,7 @@ from msgspec.structs import replace as with_fields
 
 from torchkeep.rows import Listing, Row
 from torchkeep.tables.claims import Claims, claim
-from torchkeep.tables.survey import type_info
+from torchkeep.tables.modules import type_info
 from torchkeep.tensors.dtypes import dtype_name
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torchkeep.init.computed import plain_copy
 from torchkeep.init.drawing import SCHEME
 from torchkeep.init.wholes import reset_method
 from torchkeep.names import join
-from torchkeep.tables.survey import type_info
+from torchkeep.tables.modules import type_info
 from torchkeep.tensors.streams import forked_randomness
 from torchkeep.tying.allocating import unset
 

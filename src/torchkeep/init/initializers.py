@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, NoReturn, TypeAlias
 
 import torch
 
+from torchkeep.dtypes import FLOATS
 from torchkeep.errors import RuleError
 from torchkeep.init import distributions
 from torchkeep.selectors.suggest import did_you_mean
@@ -24,18 +25,8 @@ if TYPE_CHECKING:
     from torchkeep.init.distributions import Distribution
 
 Shape: TypeAlias = tuple[int, ...]
-_FLOATS = (
-    "float64",
-    "float32",
-    "float16",
-    "bfloat16",
-    "float8_e4m3fn",
-    "float8_e5m2",
-    "float8_e4m3fnuz",
-    "float8_e5m2fnuz",
-)
 _COMPLEX = ("complex128", "complex64", "complex32")
-DRAWABLE: Final = frozenset(filter(None, map(torch_dtype, (*_FLOATS, *_COMPLEX))))
+DRAWABLE: Final = frozenset(filter(None, map(torch_dtype, (*FLOATS, *_COMPLEX))))
 """Dtypes that real draws can be rounded into."""
 
 

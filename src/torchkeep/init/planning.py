@@ -20,7 +20,8 @@ from torchkeep.init.parts import is_distributed, local_index
 from torchkeep.init.wholes import TorchDefault
 from torchkeep.rows import Listing, Row
 from torchkeep.tables.claims import Claims, Rules, complaints, folded_names, raise_problems, split_rules
-from torchkeep.tables.survey import Survey, survey, unwrap
+from torchkeep.tables.modules import unwrap
+from torchkeep.tables.survey import Survey, survey
 from torchkeep.tensors.dtypes import dtype_name
 
 if TYPE_CHECKING:

@@ -140,7 +140,7 @@ class TorchDefault(Initializer):
         if reset_method(subject.module):
             return None
         # Imported here to break no floor: the name of the class is a matter of surveys.
-        from torchkeep.tables.survey import type_info  # noqa: PLC0415
+        from torchkeep.tables.modules import type_info  # noqa: PLC0415
 
         name = type_info(type(subject.module)).qualified
         return f"torch_default runs the owner's reset_parameters, and {name} has none; name another initializer"

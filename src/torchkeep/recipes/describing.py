@@ -15,7 +15,7 @@ from torchkeep.recipes.builtin import CONTAINERS, arguments_of
 from torchkeep.recipes.document import Entry
 from torchkeep.recipes.registry import id_of, is_current
 from torchkeep.recipes.remembering import ARGUMENTS_ATTRIBUTE
-from torchkeep.tables.survey import unwrap
+from torchkeep.tables.modules import unwrap
 
 if TYPE_CHECKING:
     from torch import nn

@@ -28,18 +28,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "OWNERS_ATTRIBUTE",
-    "Place",
-    "Survey",
-    "TieGroup",
-    "TieKind",
-    "places_of",
-    "survey",
-    "type_info",
-    "unwrap",
-]
-
 TieKind: TypeAlias = Literal["module", "parameter", "storage"]
 
 OWNERS_ATTRIBUTE = "_torchkeep_owners"

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from torchkeep.dtypes import DTYPES
-from torchkeep.errors import DamageError, FormatError, StorageError
+from torchkeep.errors import FormatError, StorageError
+from torchkeep.formats.opening import differing
 from torchkeep.formats.pickles import pickled_of
 from torchkeep.formats.pickles.checksums import joined_crc
 from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef
@@ -151,7 +152,7 @@ class PickledReader:
             extent = extents[key]
             if crc is not None and extent.crc not in {None, crc}:
                 stop = extent.start + extent.nbytes
-                raise self._damaged(self._user(key), extent.start, stop)
+                raise differing(self.pickled.path, extent.start, stop, self._user(key), "checksum")
             ordered = place if self.pickled.byte_order == "little" else self._swapped(place, key, users[key])
             self._storages[key] = ordered.to(self._device).untyped_storage()
         if self._file.has_changed():
@@ -206,14 +207,6 @@ class PickledReader:
             )
         unit = DTYPES[kept].itemsize // (2 if kept.startswith("complex") else 1)
         return memory.view(-1, unit).flip(1).contiguous().view(-1)
-
-    def _damaged(self, name: str, start: int, stop: int) -> DamageError:
-        error = DamageError(
-            f"tensor {name!r} in {self.pickled.path!r} is damaged: bytes {start} to {stop} of the file are not "
-            "what was written (their checksum differs); take the file from a copy"
-        )
-        error.tensor, error.file, error.start, error.stop = name, self.pickled.path, start, stop
-        return error
 
 
 class _Making:

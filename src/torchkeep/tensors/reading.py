@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from torchkeep.errors import DamageError, FormatError, NoMatchError
+from torchkeep.errors import FormatError, NoMatchError
 from torchkeep.formats.digests import CHUNK, digest
+from torchkeep.formats.opening import differing
 from torchkeep.storage.local import LOCAL
 from torchkeep.storage.transfer import Chunk, read_chunks
 from torchkeep.tensors.copying import cast_in, copy_in, empty, plain_address
@@ -139,7 +140,7 @@ def read_into(
         if digests is not None:
             name = destinations[chunk.tensor].stored.name
             if digest(view) != digests.of(name, chunk.offset // size):
-                raise _damaged(contents.path, name, chunk)
+                raise differing(contents.path, chunk.start, chunk.start + chunk.nbytes, name)
 
     def place(chunk: Chunk) -> memoryview | None:
         return takers[chunk.tensor].place(chunk)
@@ -207,13 +208,3 @@ def _dtype(name: str, tensor: str, path: str) -> torch.dtype:
 def _as_view(view: View, base: Tensor, name: str, path: str) -> Tensor:
     dtype = _dtype(view.dtype, name, path)
     return empty((0,), dtype, base.device).set_(base.untyped_storage(), view.offset, view.shape, view.stride)
-
-
-def _damaged(path: str, name: str, chunk: Chunk) -> DamageError:
-    start, stop = chunk.start, chunk.start + chunk.nbytes
-    error = DamageError(
-        f"tensor {name!r} in {path!r} is damaged: bytes {start} to {stop} of the file are not what was written "
-        "(their digest differs); take the file from a copy"
-    )
-    error.tensor, error.file, error.start, error.stop = name, path, start, stop
-    return error

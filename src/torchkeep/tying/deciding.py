@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parameter import is_lazy
 
+from torchkeep.tying.agreeing import disagreements
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -67,16 +69,11 @@ def _conflict(one: Place, other: Place, *, compare: bool) -> str:
     mine, theirs = one.tensor, other.tensor
     if mine is theirs or is_lazy(mine) or is_lazy(theirs):
         return ""
-    for what, here, there in (
-        ("shape", tuple(mine.shape), tuple(theirs.shape)),
-        ("dtype", mine.dtype, theirs.dtype),
-        ("device", mine.device, theirs.device),
-    ):
-        if here != there:
-            return (
-                f"{one.name!r} and {other.name!r} are tied, but now the first has {what} {here} and the second "
-                f"{there}; treat both alike inside the block"
-            )
+    for what, here, there in disagreements(mine, theirs):
+        return (
+            f"{one.name!r} and {other.name!r} are tied, but now the first has {what} {here} and the second "
+            f"{there}; treat both alike inside the block"
+        )
     if compare and not same_bits(mine, theirs):
         return (
             f"{one.name!r} and {other.name!r} are tied, but were given different values; give both the same (or "

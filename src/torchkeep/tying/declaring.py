@@ -12,6 +12,7 @@ from torchkeep.names import join
 from torchkeep.selectors import as_literal
 from torchkeep.tables.refusing import unknown_name
 from torchkeep.tables.survey import OWNERS_ATTRIBUTE, Place, Survey, TieGroup, survey
+from torchkeep.tying.agreeing import disagreements
 from torchkeep.tying.hanging import hang_all
 from torchkeep.tying.overlaps import real_overlaps
 
@@ -136,16 +137,11 @@ def _problems(found: Survey, rows: dict[str, int], owner: str, aliases: Sequence
         if unfit.keys() & {owner, alias}:
             continue
         other = _place(found, rows, alias).tensor
-        for what, mine, theirs in (
-            ("shape", tuple(keeper.shape), tuple(other.shape)),
-            ("dtype", keeper.dtype, other.dtype),
-            ("device", keeper.device, other.device),
-        ):
-            if mine != theirs:
-                yield (
-                    f"{owner!r} has {what} {mine} and {alias!r} has {what} {theirs}; "
-                    "only tensors that agree can be one"
-                )
+        for what, mine, theirs in disagreements(keeper, other):
+            yield (
+                f"{owner!r} has {what} {mine} and {alias!r} has {what} {theirs}; "
+                "only tensors that agree can be one"
+            )
 
 
 def _unfit(found: Survey, rows: dict[str, int], name: str) -> str:
