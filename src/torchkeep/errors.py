@@ -29,6 +29,8 @@
     └── StorageError (OSError)         the operating system refused
         └── MissingFileError (FileNotFoundError)
 
+    TorchkeepWarning (UserWarning)     something went on without what it should have had, and says so
+
 Each sentence names the thing, what was expected, what was found, and what to do.
 """
 
@@ -47,6 +49,10 @@ class TorchkeepError(Exception):
     def __str__(self) -> str:
         # KeyError would show repr(sentence), OSError "[Errno ...]": the sentence as written is what people read.
         return str(self.args[0]) if self.args else ""
+
+
+class TorchkeepWarning(UserWarning):
+    """Something went on without what it should have had: an older checkpoint was restored, a prune was left out."""
 
 
 class SelectorError(TorchkeepError, ValueError):
