@@ -52,7 +52,7 @@ class TorchkeepError(Exception):
 
 
 class TorchkeepWarning(UserWarning):
-    """Something went on without what it should have had: an older checkpoint was restored, a prune was left out."""
+    """Something went on without what it should have had: an older checkpoint was restored, say."""
 
 
 class SelectorError(TorchkeepError, ValueError):
