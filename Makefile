@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test test-all lint format bench clean
 
 setup: $(READY)
 
@@ -25,6 +25,11 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# For hours: every test, with the settings that CONTRIBUTING.md tells of.
+test-all: lint
+	TORCHKEEP_CRASH_STATES=$${TORCHKEEP_CRASH_STATES:-1000} TORCHKEEP_CRASH_HOURS=$${TORCHKEEP_CRASH_HOURS:-2} \
+		$(BIN)/python -m pytest -n 2 --dist worksteal -m ''
 
 format: setup
 	$(BIN)/ruff format .

@@ -73,6 +73,33 @@ def test_nan_is_never_the_best(disk):
         assert store.best("accuracy", "max") is None
 
 
+def test_the_rule_for_the_best_is_noted_for_who_reads(disk):
+    """The best is found without saying by what; the rule is that of the latest, or the writer's own."""
+    with writer(disk, retention=Retention(best=("loss", "min"))) as store:
+        for step, loss in enumerate([2.0, 1.0, 3.0]):
+            store.commit(step, state(w=bytes([step])), metrics={"loss": loss, "accuracy": loss})
+        assert store.summaries()[0].best == ("loss", "min")
+        assert Archive.open(disk, ROOT).best().step == 1
+    with writer(disk, prefix="b", retention=Retention(best=("accuracy", "max"))) as store:
+        assert store.best().step == 2
+        assert Archive.open(disk, ROOT).best().step == 1
+        store.commit(3, state(w=b"x"), metrics={"accuracy": 5.0})
+        archive = Archive.open(disk, ROOT)
+        assert (archive.best().step, archive.best("accuracy").step, archive.best(mode="min").step) == (3, 3, 1)
+        with pytest.raises(StoreError, match=r"is \('accuracy', 'max'\), and says nothing of 'loss'; give 'min'"):
+            archive.best("loss")
+
+
+def test_without_a_rule_nothing_is_the_best(disk):
+    """An empty store has no best checkpoint; one whose checkpoints were saved without a rule must be told one."""
+    with writer(disk) as store:
+        assert store.best() is None
+        store.commit(1, state(w=b"x"), metrics={"loss": 1.0})
+        with pytest.raises(StoreError, match=r"does not say .* give a metric and 'min' or 'max'"):
+            Archive.open(disk, ROOT).best()
+        assert store.best("loss", "max").step == 1
+
+
 def test_the_checkpoint_that_is_built_on_stays(disk):
     """After a restore of an old step nothing removes it until another is committed on it."""
     store = filled(disk, 5)

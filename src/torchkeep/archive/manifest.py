@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -87,7 +87,7 @@ class Pack(Struct, frozen=True, gc=False):
     header: str
 
 
-class Summary(Struct, frozen=True):
+class Summary(Struct, frozen=True, omit_defaults=True):
     """The first line.
 
     Attributes:
@@ -100,6 +100,8 @@ class Summary(Struct, frozen=True):
         tensors: how many there are, a tied one once.
         nbytes: bytes of all their elements.
         written: bytes of the packs that were written for it.
+        best: the rule by which the run that wrote it tells the best checkpoint: a metric's name and ``"min"`` or
+            ``"max"``; None where it has none.
     """
 
     format: str
@@ -111,6 +113,7 @@ class Summary(Struct, frozen=True):
     tensors: _Size = 0
     nbytes: _Size = 0
     written: _Size = 0
+    best: tuple[str, Literal["min", "max"]] | None = None
 
     def values(self) -> dict[str, Any]:
         """Return the metrics as they were given."""

@@ -21,7 +21,7 @@ from torchkeep.archive.manifest import (
 )
 from torchkeep.archive.marker import read_marker
 from torchkeep.archive.packs import mark_of
-from torchkeep.archive.retaining import best_of
+from torchkeep.archive.retaining import Best, best_of
 from torchkeep.archive.tensors import runs_of
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import (
@@ -30,6 +30,7 @@ from torchkeep.errors import (
     MissingCheckpointError,
     MissingFileError,
     NoMatchError,
+    StoreError,
 )
 from torchkeep.formats.digests import digest
 from torchkeep.storage.buffers import Buffer
@@ -159,11 +160,37 @@ class Archive:
         names = self.names()
         return self.manifest(names[-1]) if names else None
 
-    def best(self, metric: str, mode: Literal["min", "max"]) -> Manifest | None:
-        """Return the best checkpoint by a metric; None where none has it."""
+    def best(self, metric: str | None = None, mode: Literal["min", "max"] | None = None) -> Manifest | None:
+        """Return the best checkpoint by a metric; None where none has it.
+
+        Args:
+            metric: its name; left out, that of the rule which the latest checkpoint was written under.
+            mode: whether the lowest or the highest value is the best; left out, as in that rule.
+
+        Raises:
+            StoreError: something was left out, and there is no such rule, or it is for another metric.
+        """
         readable = [one.summary for one in self.listing() if one.summary is not None]
-        found = best_of(readable, metric, mode)
+        if not readable:
+            return None
+        found = best_of(readable, *self._rule(metric, mode, readable[-1].best))
         return None if found is None else self.manifest(self._named(lambda name: name.sequence == found.sequence))
+
+    def _rule(self, metric: str | None, mode: Literal["min", "max"] | None, recorded: Best | None) -> Best:
+        """Fill in what was left out."""
+        if metric is not None and mode is not None:
+            return metric, mode
+        if recorded is None:
+            raise StoreError(
+                f"{self.root!r} does not say which of its checkpoints is the best: they were saved without a rule "
+                "for it; give a metric and 'min' or 'max', or save with Retention(best=(metric, mode))"
+            )
+        if metric not in {None, recorded[0]}:
+            raise StoreError(
+                f"the rule in {self.root!r} for the best checkpoint is {recorded!r}, and says nothing of "
+                f"{metric!r}; give 'min' or 'max' as well"
+            )
+        return recorded[0], mode or recorded[1]
 
     def at(self, step: int) -> Manifest:
         """Return the latest checkpoint of a step.

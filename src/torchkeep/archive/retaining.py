@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isnan
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torchkeep.errors import StoreError
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from torchkeep.archive.manifest import Summary
+
+Best: TypeAlias = tuple[str, Literal["min", "max"]]
+"""A rule: the name of a metric, and whether its lowest or its highest value is the best."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Retention:
 
     last: int | None = 3
     every: int | None = None
-    best: tuple[str, Literal["min", "max"]] | None = None
+    best: Best | None = None
 
     def __post_init__(self) -> None:
         for name in ("last", "every"):

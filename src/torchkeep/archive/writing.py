@@ -6,7 +6,7 @@ import secrets
 import time
 from contextlib import suppress
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from torchkeep.archive.composing import Content, Filled, Ready, compose_body, is_same
 from torchkeep.archive.manifest import (
@@ -35,7 +35,7 @@ from torchkeep.formats.digests import CHUNK
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torchkeep.archive.retaining import Retention
+    from torchkeep.archive.retaining import Best, Retention
     from torchkeep.archive.tensors import TensorBytes, Wanted
     from torchkeep.storage.folders import FolderStorage
     from torchkeep.storage.folders import Lock as StoreLock
@@ -52,6 +52,8 @@ class Writer(Archive):
         storage: the file system.
         root: the store's folder; it is made with its parents if need be.
         wait: how long to wait for another writer, in seconds.
+        retention: the rules of the run; its rule for the best is noted with each checkpoint, so that `best` finds
+            it. Nothing is pruned by itself.
         chunk: bytes of a piece at most; a multiple of 16.
         ids: makes names that no other writer makes.
         clock: tells the time, in seconds since 1970.
@@ -73,11 +75,13 @@ class Writer(Archive):
         root: str,
         *,
         wait: float = LOCK_WAIT,
+        retention: Retention | None = None,
         chunk: int = CHUNK,
         ids: Callable[[], str] = lambda: secrets.token_hex(8),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._chunk, self._ids, self._clock = chunk, ids, clock
+        self._best = retention.best if retention else None
         self._busy = Lock()
         self._good: set[int] = set()
         self._uses: dict[str, frozenset[str]] = {}
@@ -130,6 +134,9 @@ class Writer(Archive):
         if restored is not None:
             self.build_on(restored.manifest)
         return restored
+
+    def _rule(self, metric: str | None, mode: Literal["min", "max"] | None, recorded: Best | None) -> Best:
+        return super()._rule(metric, mode, self._best or recorded)
 
     def build_on(self, manifest: Manifest) -> None:
         """Let the next commit follow a checkpoint, whatever came after it: a new line of history."""
@@ -209,7 +216,7 @@ class Writer(Archive):
         nbytes = sum(tensor.nbytes for tensor in body.tensors.values())
         written = sum(one.packed.pack.size for one in filled)
         now, count = self._clock(), len(body.tensors)
-        summary = Summary(FORMAT, VERSION, self._next, step, now, metrics, count, nbytes, written)
+        summary = Summary(FORMAT, VERSION, self._next, step, now, metrics, count, nbytes, written, self._best)
         self._next += 1  # also when this fails: a number is never used twice
         encoded, file = encode_manifest(summary, body), file_name(summary.sequence, step)
         ready = Ready(f"{self._staging}/{file}", self.manifest_path(file))
