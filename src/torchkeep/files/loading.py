@@ -136,12 +136,12 @@ def _whole(
         return made
     if document.root == "ordered":
         ordered = OrderedDict(made)
-        state = values(contents, document.state, {})
+        state = values_at(contents.path, document.state, {})
         if state is not None:
             ordered.__dict__["_metadata"] = state
         return ordered
     if document.root == "tree":
-        return values(contents, document.tree, made)
+        return values_at(contents.path, document.tree, made)
     assert document.module is not None
     return {**made, **extra_state(contents, apart)}
 
@@ -176,11 +176,11 @@ def extra_state(contents: Contents, tensors: Mapping[str, Tensor]) -> dict[str, 
         FormatError: what the file holds is no tree of values.
     """
     facts = contents.document.module if contents.document else None
-    return {key: values(contents, raw, tensors) for key, raw in (facts.extra if facts else {}).items()}
+    return {key: values_at(contents.path, raw, tensors) for key, raw in (facts.extra if facts else {}).items()}
 
 
-def values(contents: Contents, raw: msgspec.Raw, tensors: Mapping[str, Tensor]) -> Any:
-    """Make the values that a tree in the file's metadata describes.
+def values_at(path: str, raw: msgspec.Raw, tensors: Mapping[str, Tensor]) -> Any:
+    """Make the values that a tree in torchkeep's metadata in the file at ``path`` describes.
 
     Raises:
         FormatError: it is no tree of values.
@@ -194,4 +194,4 @@ def values(contents: Contents, raw: msgspec.Raw, tensors: Mapping[str, Tensor]) 
     try:
         return decode(decode_json(raw), readers={**PLAIN_READERS, "tensor": tensor})
     except FormatError as cause:
-        raise FormatError(f"torchkeep's metadata in {contents.path!r} contradicts itself: {cause}") from cause
+        raise FormatError(f"torchkeep's metadata in {path!r} contradicts itself: {cause}") from cause

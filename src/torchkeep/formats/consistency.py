@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import FormatError
+from torchkeep.formats.describing import check_facts, check_within
 from torchkeep.formats.digests import CHUNK
 from torchkeep.formats.safetensors import MAX_NDIM
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
     from torchkeep.formats.document import Document, View
     from torchkeep.formats.safetensors import Header
 
@@ -46,14 +45,14 @@ def _check_names(document: Document, header: Header) -> None:
         if alias in tensors or owner not in tensors:
             raise FormatError(f"alias {alias!r} of {owner!r} is a tensor itself, or its owner is none")
     hidden = set(document.hidden)
-    _within(hidden, header.entries, "hidden")
-    _within(document.aliases.values(), tensors - hidden, "aliases")
+    check_within(hidden, header.entries, "hidden")
+    check_within(document.aliases.values(), tensors - hidden, "aliases")
     visible = (tensors | document.aliases.keys()) - hidden
     ordered = document.order or document.aliases or document.views
     if ordered and (set(document.order) != visible or len(document.order) != len(visible)):
         raise FormatError("its order does not name every tensor once")
-    _within(document.parameters, visible, "parameters")
-    _within(document.gradients, visible, "gradients")
+    check_within(document.parameters, visible, "parameters")
+    check_within(document.gradients, visible, "gradients")
 
 
 def _check_modules(document: Document, header: Header) -> None:
@@ -63,17 +62,7 @@ def _check_modules(document: Document, header: Header) -> None:
     if facts is None:
         return
     tensors = header.entries.keys() | document.views.keys()
-    _within(facts.buffers, tensors, "buffers")
-    _within(facts.frozen, tensors, "frozen")
-    _within(facts.plain, tensors, "plain")
-    if any(index >= len(facts.lineages) for index in facts.modules.values()):
-        raise FormatError("a module's class is not among the lineages")
-
-
-def _within(names: Iterable[str], known: Collection[str], field: str) -> None:
-    for name in names:
-        if name not in known:
-            raise FormatError(f"{field} names {name!r}, which is no tensor of the file")
+    check_facts(facts, tensors)
 
 
 def _check_dtype(header: Header, name: str, dtype: str) -> None:

@@ -10,12 +10,12 @@ from msgspec import Struct
 from torchkeep.dtypes import BY_CODE
 from torchkeep.errors import DamageError, FormatError
 from torchkeep.formats.consistency import check
+from torchkeep.formats.describing import Known, names_of_ties
 from torchkeep.formats.digests import HEADER_KEY, ChunkDigests, seal_holds
 from torchkeep.formats.document import DOCUMENT_KEY, Document, View, decode_document
 from torchkeep.formats.opening import FileReader
 from torchkeep.formats.safetensors import Header, header_of
-from torchkeep.names import natural_key, parent
-from torchkeep.rows import Kind, Listing, Row, TypeInfo
+from torchkeep.rows import Listing, Row
 
 if TYPE_CHECKING:
     import os
@@ -135,7 +135,14 @@ class Contents:
         if self.document is None:
             rows = [Row(name, entry.shape, _NAMES[entry.dtype]) for name, entry in self.header.entries.items()]
             return Listing(rows, None, self.path)
-        return Listing(_rows(self, self.document), _modules(self.document), self.path)
+        modules = None if self.known is None else self.known.modules
+        return Listing(_rows(self, self.document), modules, self.path)
+
+    @cached_property
+    def known(self) -> Known | None:
+        """What the module that was saved knew of its tensors; None where it was none."""
+        facts = None if self.document is None else self.document.module
+        return None if facts is None else Known(facts)
 
 
 def open_contents(path: str | os.PathLike[str]) -> Contents:
@@ -165,32 +172,14 @@ def _damaged_header(header: Header) -> DamageError:
 
 
 def _rows(contents: Contents, document: Document) -> list[Row]:
-    facts = document.module
-    aliases: dict[str, list[str]] = {}
-    for alias, owner in document.aliases.items():
-        aliases.setdefault(owner, []).append(alias)
-    types = None if facts is None else _modules(document)
-    buffers = frozenset(() if facts is None else facts.buffers)
-    frozen = frozenset(() if facts is None else facts.frozen)
+    further = names_of_ties(document.aliases)
+    known = contents.known
     rows = []
     for owner in dict.fromkeys(map(contents.owner, contents.names)):
         dtype, shape = contents.kind(owner)
-        kind: Kind | None = None
-        trainable = module_type = None
-        plain: tuple[str, ...] = ()
-        if facts is not None and types is not None:
-            kind = "buffer" if owner in buffers else "parameter"
-            trainable = kind == "parameter" and owner not in frozen
-            plain = facts.plain.get(owner, ())
-            found = types.get(parent(plain[0] if plain else owner))
-            module_type = found.name if found else None
-        others = tuple(sorted(aliases.get(owner, ()), key=natural_key))
-        rows.append(Row(owner, shape, dtype, "cpu", kind, True, trainable, module_type, others, plain))  # noqa: FBT003 - Row's order
+        names = (owner, *further.get(owner, ()))
+        if known is None:
+            rows.append(Row(owner, shape, dtype, aliases=names[1:]))
+        else:
+            rows.append(known.row(names, shape, dtype))
     return rows
-
-
-def _modules(document: Document) -> dict[str, TypeInfo] | None:
-    if document.module is None:
-        return None
-    types = [TypeInfo(lineage) for lineage in document.module.lineages]
-    return {path: types[index] for path, index in document.module.modules.items()}
