@@ -9,7 +9,6 @@ from torch import nn
 from torchkeep.archive import TensorBytes, Writer
 from torchkeep.archive.described import StateTree, encode_state
 from torchkeep.files.modules import module_facts
-from torchkeep.formats.paths import ROOT, Path
 from torchkeep.formats.values import Encoder
 from torchkeep.names import join
 from torchkeep.storage.local_folders import LOCAL_FOLDERS

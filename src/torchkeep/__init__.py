@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torchkeep.tables.structure import tree as tree
     from torchkeep.tables.table import ParameterTable as ParameterTable
     from torchkeep.tables.table import params as params
+    from torchkeep.tensors.checkpoints import Checkpoint as Checkpoint
     from torchkeep.tying import TieGroup as TieGroup
     from torchkeep.tying import keeping_ties as keeping_ties
     from torchkeep.tying import materialize as materialize
@@ -61,6 +62,7 @@ _HOMES = {
     "tables.grouping": ("optimizer_groups",),
     "tables.structure": ("tree",),
     "tables.table": ("ParameterTable", "params"),
+    "tensors.checkpoints": ("Checkpoint",),
     "tying": ("TieGroup", "keeping_ties", "materialize", "tie", "ties"),
 }
 """Public names by the module that defines them."""
