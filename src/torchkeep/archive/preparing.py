@@ -52,6 +52,21 @@ def _make(storage: FolderStorage, path: str) -> None:
             raise
 
 
+def is_made(storage: FolderStorage, root: str) -> bool:
+    """Tell whether the folder ``root`` is a store; False where one can be made.
+
+    Raises:
+        StoreError: it is there, is no store, and holds something else.
+        StorageError: the operating system refused.
+    """
+    try:
+        names = storage.names(root)
+    except MissingFileError:
+        return False
+    _refuse_others(storage, root, names)
+    return MARKER in names
+
+
 def _refuse_others(storage: FolderStorage, root: str, names: list[str]) -> None:
     """Refuse a folder that is no store and holds something that a half-made store would not."""
     if MARKER in names:

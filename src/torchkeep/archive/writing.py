@@ -142,6 +142,20 @@ class Writer(Archive):
         """Let the next commit follow a checkpoint, whatever came after it: a new line of history."""
         self.base, self._last = manifest, Name(manifest.sequence, manifest.step, "")
 
+    def go_on_from(self, manifest: Manifest, reader: Archive) -> None:
+        """Build on a checkpoint that ``reader`` restored before this was opened; what it verified counts here too.
+
+        Raises:
+            StoreError: another process has pruned it since.
+        """
+        if manifest.path.rpartition("/")[2] not in {name.file for name in self.names()}:
+            raise StoreError(
+                f"{manifest.path!r}, which was restored here, was pruned by another process that wrote to this "
+                "store meanwhile; restore another checkpoint first"
+            )
+        self._marks.update(reader._marks)  # noqa: SLF001 - of the same class
+        self.build_on(manifest)
+
     def commit(
         self,
         step: int,
@@ -152,6 +166,7 @@ class Writer(Archive):
         recipe: Any = None,
         metrics: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
+        before_publishing: Callable[[], None] | None = None,
     ) -> Manifest:
         """Commit a checkpoint: when this returns it is durable.
 
@@ -165,6 +180,8 @@ class Writer(Archive):
             recipe: JSON's own types.
             metrics: plain values by name.
             versions: of the programs that take part.
+            before_publishing: called when all bytes were read and written, before anything of it can be seen;
+                what it raises fails the commit.
 
         Returns:
             Its manifest.
@@ -194,6 +211,8 @@ class Writer(Archive):
             try:
                 filled = self._write_packs(wanted, [group for group in (changed, settled) if group])
                 body = compose_body(tensors, content, wanted, filled, kept=kept, base=base)
+                if before_publishing is not None:
+                    before_publishing()
                 manifest = self._publish_all(step, encoded, body, filled)
             except BaseException:
                 self._discard()
