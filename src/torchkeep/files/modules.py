@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from torch import nn
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torchkeep.formats.values import Node
     from torchkeep.rows import Listing
     from torchkeep.tables.survey import Survey
+
+EXTRA_STATE: Final = "_extra_state"
+"""The last part of the key under which a state_dict has what ``get_extra_state`` returns."""
 
 
 def module_facts(listing: Listing, extra: Mapping[str, Node]) -> ModuleFacts:

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from torchkeep.archive.described import Described
+from torchkeep.archive.locating import locate
 from torchkeep.errors import SourceError
 from torchkeep.files.loading import extra_state
+from torchkeep.files.modules import EXTRA_STATE
 from torchkeep.formats.contents import Contents
 from torchkeep.formats.kinds import holds_pickle
 from torchkeep.formats.safetensors import header_of
@@ -20,6 +23,7 @@ from torchkeep.formats.sharded import Sharded, located
 from torchkeep.names import join
 from torchkeep.tables.survey import survey
 from torchkeep.tables.table import ParameterTable
+from torchkeep.tensors.checkpoints import Checkpoint
 from torchkeep.tensors.copying import copy_bits, same_bits
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.identity import storage_key, tensor_key
@@ -32,10 +36,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from torchkeep.archive import Archive, Manifest
     from torchkeep.storage.base import ReadableFile, Storage
-
-
-EXTRA_STATE = "_extra_state"
 
 
 class Offer(NamedTuple):
@@ -220,17 +222,26 @@ class MemorySource(Source):
 
 
 @contextmanager
-def opened(storage: Storage, source: Any) -> Iterator[Source]:
+def opened(storage: Storage, source: Any, *, whole: bool = False) -> Iterator[Source]:
     """Open whatever a model can be loaded from.
+
+    Args:
+        storage: where files are.
+        source: what it is.
+        whole: whether of a checkpoint all tensors are meant, under their full names, instead of one module's.
 
     Raises:
         SourceError: it is nothing that a model can be loaded from.
+        StoreError: there is no such store or checkpoint.
         FormatError: the file is not what it should be.
         StorageError: the file can't be read.
     """
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, Checkpoint):
+        yield of_checkpoint(source.archive, source.manifest, whole=whole)
+    elif isinstance(source, str | os.PathLike):
+        found = locate(source)
         with ExitStack() as stack:
-            yield _of_path(storage, source, stack)
+            yield _of_path(storage, source, stack) if found is None else of_checkpoint(*found, whole=whole)
     elif isinstance(source, nn.Module):
         yield _of_module(source)
     elif isinstance(source, ParameterTable):
@@ -241,7 +252,7 @@ def opened(storage: Storage, source: Any) -> Iterator[Source]:
         yield _of_mapping(source)
     else:
         raise SourceError(
-            f"expected a path, a mapping from names to tensors, a torch.nn.Module or a table; "
+            f"expected a path, STORE@STEP, a mapping from names to tensors, a torch.nn.Module or a table; "
             f"found {type(source).__name__}"
         )
 
@@ -257,6 +268,19 @@ def _of_path(storage: Storage, path: str | os.PathLike[str], stack: ExitStack) -
 
         return ShardedSource(found, {part: of_file(part) for part in found.parts})
     return of_file(found)
+
+
+def of_checkpoint(archive: Archive, manifest: Manifest, *, whole: bool) -> Source:
+    """Return the source for a checkpoint, or for the module in it that a model is loaded from.
+
+    Raises:
+        SourceError: it holds several modules, and none is its model.
+        FormatError: what its manifest says contradicts itself.
+    """
+    from torchkeep.files.checkpointed import CheckpointSource, model_part  # noqa: PLC0415 - it builds on this module
+
+    described = Described(manifest)
+    return CheckpointSource(archive, described, None if whole else model_part(described))
 
 
 def _extra_keys(root: Any) -> tuple[str, ...]:
