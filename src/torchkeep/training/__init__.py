@@ -1,1 +1,1 @@
-"""Keeping a run: what its state is, the store of its checkpoints, and the loop that saves and resumes by itself."""
+"""Keeping a run: what its state is, the store of its checkpoints, the loop that saves and resumes by itself."""

@@ -23,8 +23,8 @@ def rng_state() -> dict[str, Any]:
     """Return the state of the global generators, as new tensors and plain values.
 
     Returns:
-        ``"torch"``: that of the CPU, uint8. ``"random"``: Python's. ``"numpy"``: numpy's global one, where numpy is
-        imported. ``"accelerator"``: those of every device of the accelerator, where there is one.
+        ``"torch"``: that of the CPU, uint8. ``"random"``: Python's. ``"numpy"``: numpy's global one, where numpy
+        is imported. ``"accelerator"``: those of every device of the accelerator, where there is one.
     """
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -95,9 +95,8 @@ def _set_accelerator(state: Any) -> tuple[str, ...]:
     count = _count(device)
     for index, one in enumerate(state["states"][:count]):
         _set(device, index, one.cpu())
-    if count == len(state["states"]):
-        return ()
-    return (f"random generators: the checkpoint has the states of {len(state['states'])} {device}, here are {count}",)
+    kept = len(state["states"])
+    return () if count == kept else (f"random generators: the checkpoint has {kept} of {device}, here are {count}",)
 
 
 def _count(device: str) -> int:
