@@ -10,7 +10,7 @@ import torch
 from torchkeep.checks.comparing import outputs
 from torchkeep.checks.registry import NotApplicable
 from torchkeep.checks.settings import Captured, reseed
-from torchkeep.checks.subject import SEED, source_of
+from torchkeep.checks.subject import SEED, in_a_line, source_of
 
 if TYPE_CHECKING:
     from torchkeep.checks.subject import Inputs, Subject
@@ -31,10 +31,7 @@ class Attempt:
     @property
     def raised(self) -> str:
         """The error in one line, such as ``RuntimeError: shape ...``; empty where there was none."""
-        if self.error is None:
-            return ""
-        lines = str(self.error).strip().splitlines()
-        return f"{type(self.error).__name__}: {lines[0] if lines else ''}"
+        return "" if self.error is None else in_a_line(self.error)
 
     @property
     def where(self) -> str:
@@ -65,6 +62,20 @@ def require_no_draws(subject: Subject) -> None:
         subject.memo["draws"] = bool(start.changed(random=True))
     if subject.memo["draws"]:
         raise NotApplicable("it draws random numbers in eval mode, which follow layout, shape and dtype")
+
+
+def require_python(subject: Subject) -> None:
+    """Leave a check that asks what forward's code does with dtypes, devices and replaced parameters.
+
+    Raises:
+        NotApplicable: a part of the layer is TorchScript, in which that was settled when it was made.
+    """
+    for name, module in subject.layer.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NotApplicable(
+                f"{name or 'the layer'} is TorchScript, which fixes dtypes, devices and parameters when made; "
+                "check the module that it was made from"
+            )
 
 
 def reversed_layout(tensor: torch.Tensor) -> torch.Tensor:

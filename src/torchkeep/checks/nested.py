@@ -1,10 +1,11 @@
-"""Tensors inside nested inputs and outputs: lists, tuples, named tuples, mappings, dataclasses, None."""
+"""Tensors inside nested inputs and outputs: sequences, mappings, dataclasses, plain objects, None."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +25,18 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, Any]]:
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
+    elif _holds_tensors(value):
+        for key, item in vars(value).items():
+            yield from leaves(item, f"{path}.{key}")
     else:
         yield path, value
+
+
+def _holds_tensors(value: object) -> bool:
+    """Tell whether a plain object, such as a namespace or a distribution, has a tensor for an attribute."""
+    if isinstance(value, torch.Tensor | torch.nn.Module | type | ModuleType | FunctionType):
+        return False
+    return any(isinstance(item, torch.Tensor) for item in getattr(value, "__dict__", {}).values())
 
 
 def tensors(value: object, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -48,6 +59,10 @@ def mapped(value: Any, convert: Callable[[str, torch.Tensor], torch.Tensor], pat
         for field in fields(value):
             item = mapped(getattr(value, field.name), convert, f"{path}.{field.name}")
             object.__setattr__(made, field.name, item)
+        return made
+    if _holds_tensors(value):
+        made = copy.copy(value)
+        vars(made).update({key: mapped(item, convert, f"{path}.{key}") for key, item in vars(value).items()})
         return made
     return value
 

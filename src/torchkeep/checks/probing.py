@@ -154,6 +154,24 @@ def perturbed(tensor: torch.Tensor, seed: int, size: float = 1.0) -> torch.Tenso
     return own + 1 if torch.equal(reverse, own) else reverse
 
 
+def other_inputs(subject: Subject) -> Inputs:
+    """Return inputs with other values, as likely to be valid, for what a call may leave to the next one."""
+
+    def other(_: str, tensor: torch.Tensor) -> torch.Tensor:
+        own = tensor.detach().clone()
+        return own * -2 + 1 if is_real(own) else perturbed(own, 1) if own.layout == torch.strided else own
+
+    return subject.inputs(other)
+
+
+def call_with_others(subject: Subject, *, training: bool) -> None:
+    """Call the layer as it is by now with other inputs; where it refuses those, with the same."""
+    try:
+        subject.call(other_inputs(subject), training=training, grad=False, carry=True)
+    except Exception:  # noqa: BLE001 - other values may be refused, which is no matter here
+        subject.call(training=training, grad=False, carry=True)
+
+
 def effective(subject: Subject, candidates: dict[str, torch.Tensor], *, size: float = 1.0) -> list[str]:
     """Return the names of the tensors whose change changes an output in some probe.
 

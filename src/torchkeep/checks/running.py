@@ -16,7 +16,7 @@ import torch
 from torchkeep.checks.declaring import Declare
 from torchkeep.checks.registry import Check, NotApplicable, all_checks
 from torchkeep.checks.reporting import CheckReport, Finding, Result
-from torchkeep.checks.subject import Subject, source_of, undisturbed
+from torchkeep.checks.subject import Subject, in_a_line, source_of, undisturbed
 from torchkeep.errors import CheckError, ChecksFailedError
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _run(one: Check, subject: Subject, before: dict[str, Result], raised: dict[s
         except Exception as error:
             if _is_ours(error):
                 raise
-            same = raised.setdefault(f"{type(error).__name__}: {error}", one.name)
+            same = raised.setdefault(in_a_line(error), one.name)
             if same == one.name:
                 findings = [_raised(error)]
             else:
@@ -206,7 +206,7 @@ def _is_ours(error: Exception) -> bool:
 
 def _raised(error: Exception) -> Finding:
     return Finding(
-        f"the layer ran on the inputs as given, but raised {type(error).__name__} in this check: {error}",
+        f"the layer ran on the inputs as given, but raised in this check: {in_a_line(error)}",
         "make the layer run there too, or list the check in `expected` with the reason",
         where=source_of(error),
     )

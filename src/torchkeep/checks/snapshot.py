@@ -45,11 +45,10 @@ class Snapshot:
         self._others: list[tuple[Callable[[Any], object], Any]] = []
         self._values: list[_TensorState] = []
         self._seen: dict[int, object] = {}
-        # Scripted modules hold their tensors and their mode outside of Python's reach.
-        scripted = [module for module in layer.modules() if isinstance(module, torch.jit.ScriptModule)]
-        self._modes = [(module, module.training) for module in scripted]
-        pending: list[object] = [layer]
-        pending += [tensor for module in scripted for tensor in (*module.parameters(), *module.buffers())]
+        self._scripted = [
+            _ScriptedState(module) for module in layer.modules() if isinstance(module, torch.jit.ScriptModule)
+        ]
+        pending: list[object] = [layer, *(tensor for state in self._scripted for tensor in state.tensors())]
         while pending:
             thing = pending.pop()
             if id(thing) not in self._seen:
@@ -82,12 +81,12 @@ class Snapshot:
             vars(thing).update(held)
         for container, content in self._containers:
             _refill(container, content)
+        for scripted in self._scripted:
+            scripted.restore()
         for value in self._values:
             value.restore()
         for write, state in self._others:
             write(state)
-        for module, training in self._modes:
-            module.training = training
 
     def changed(self) -> list[torch.Tensor]:
         """Return the tensors whose bytes, shape or memory are others by now."""
@@ -109,6 +108,27 @@ def _state_of(thing: Any) -> tuple[Callable[[Any], object], Any] | None:
     if isinstance(thing, numpy.ndarray) and not isinstance(thing, numpy.memmap) and thing.flags.writeable:
         return partial(thing.__setitem__, ...), thing.copy()
     return None
+
+
+class _ScriptedState:
+    """The mode and the tensors of one scripted module, which are outside of Python's reach."""
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        self._module = module
+        self._training = module.training
+        registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)  # noqa: SLF001 - see below
+        self._held = [(registry, name, held) for registry in registries for name, held in registry.items()]
+
+    def tensors(self) -> Iterable[torch.Tensor]:
+        """Return those it holds itself."""
+        return (held for _, _, held in self._held if held is not None)
+
+    def restore(self) -> None:
+        """Put them back under their names, for which there is no public way."""
+        self._module.training = self._training
+        for registry, name, held in self._held:
+            if registry[name] is not held:
+                registry[name] = held
 
 
 class _TensorState:

@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ class Subject:
             try:
                 layer = self.make()
             except Exception as cause:
-                sentence = f"the factory raised {type(cause).__name__}: {cause}; it must make the layer"
+                sentence = f"the factory raised {in_a_line(cause)}; it must make the layer"
                 raise CheckError(sentence) from cause
             if not isinstance(layer, nn.Module):
                 raise CheckError(f"expected a layer or a function that makes one; it made {type(layer).__name__}")
@@ -172,7 +172,7 @@ class Subject:
             if not carry:
                 self.snapshot.restore()
         if training is not None:
-            layer.train(training)
+            set_mode(layer, training=training)
         args, kwargs = self.inputs() if inputs is None else inputs
         if seed is not None:
             reseed(seed)
@@ -204,9 +204,15 @@ class Subject:
             )
             raise LayerCallError(
                 f"{type(layer).__name__} does not run on the inputs given ({shapes or 'no tensors'}): "
-                f"{type(cause).__name__}: {cause} ({source_of(cause) or 'inside torch'}); "
+                f"{in_a_line(cause)} ({source_of(cause) or 'inside torch'}); "
                 "give inputs that fit, or mend the layer"
             ) from cause
+
+
+def set_mode(layer: nn.Module, *, training: bool) -> None:
+    """Set a layer's mode; one that has only the mode it is in, as what ``torch.export`` gives, keeps it."""
+    with suppress(NotImplementedError):
+        layer.train(training)
 
 
 @contextmanager
@@ -233,6 +239,14 @@ def source_of(error: BaseException) -> str:
     """Return ``file:line`` of the innermost frame outside torch that an error came through; empty: none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return what an error says in one line, such as ``RuntimeError: shape ...``."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if "TorchScript interpreter" in lines[0]:
+        return lines[-1]  # after a traceback of its own; the type is part of it
+    return f"{type(error).__name__}: {' '.join(lines) if lines[0].endswith(':') else lines[0]}"
 
 
 def user_line() -> str:

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from torchkeep.checks.attempting import require_python
 from torchkeep.checks.comparing import differences, kept
 from torchkeep.checks.nested import mapped, tensors
 from torchkeep.checks.probing import noise, perturbed
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
 from torchkeep.checks.settings import reseed
-from torchkeep.checks.subject import SEED, is_library, source_of
+from torchkeep.checks.subject import SEED, in_a_line, is_library, set_mode, source_of
 from torchkeep.tensors.identity import storage_key
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 def functional_call(subject: Subject) -> Iterator[Finding]:
     """Prove that ``torch.func.functional_call`` computes with the tensors that it is given.
 
-    Does not apply without floating-point parameters, to scripted modules and to DataParallel. Decided by calling
+    Does not apply without floating-point parameters, to TorchScript and to DataParallel. Decided by calling
     the layer, in eval mode, with other values in other tensors: the output must be that of the layer holding these
     values.
     """
-    if isinstance(subject.layer, torch.jit.ScriptModule | nn.DataParallel):
-        raise NotApplicable("torch.func.functional_call takes neither scripted modules nor DataParallel")
+    require_python(subject)
+    if isinstance(subject.layer, nn.DataParallel):
+        raise NotApplicable("torch.func.functional_call does not take DataParallel")
     subject.snapshot.restore()
     weights = {name: weight for name, weight in subject.layer.named_parameters() if weight.is_floating_point()}
     if not weights:
@@ -44,7 +46,7 @@ def functional_call(subject: Subject) -> Iterator[Finding]:
         weight.data.copy_(other)
     held = kept(subject.call(training=False, grad=False, carry=True))
     subject.snapshot.restore()
-    subject.layer.eval()
+    set_mode(subject.layer, training=False)
     args, kwargs = subject.inputs()
     reseed(SEED)
     try:
@@ -52,7 +54,7 @@ def functional_call(subject: Subject) -> Iterator[Finding]:
             replaced = torch.func.functional_call(subject.layer, others, args, kwargs)
     except Exception as error:  # noqa: BLE001 - whatever stops it is the finding
         yield Finding(
-            f"under torch.func.functional_call the layer raises {type(error).__name__}: {error}",
+            f"under torch.func.functional_call the layer raises {in_a_line(error)}",
             "take a parameter for any tensor in forward: functional_call puts plain tensors in its place",
             where=source_of(error),
         )
@@ -99,10 +101,12 @@ def deepcopy(subject: Subject) -> Iterator[Finding]:
 def pickle(subject: Subject) -> Iterator[Finding]:
     """Prove that the layer comes back from ``pickle``, as data loaders' workers and ``torch.save`` need it.
 
-    Does not apply to a class that is local to a function, which pickle can't find, nor to parametrized modules,
-    which torch does not let be pickled. Decided by comparing the outputs in eval mode.
+    Does not apply to a class that is local to a function, which pickle can't find, nor to parametrized modules and
+    TorchScript, which torch does not let be pickled. Decided by comparing the outputs in eval mode.
     """
     for path, module in subject.layer.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NotApplicable(f"{path or 'the layer'} is TorchScript, which torch.jit.save keeps, not pickle")
         if parametrize.is_parametrized(module):
             raise NotApplicable(
                 f"{path or 'the layer'} is parametrized, and torch lets no parametrized module be pickled"
@@ -130,8 +134,11 @@ def _held(layer: nn.Module) -> list[tuple[str, torch.Tensor]]:
 def _refused(tool: str, error: Exception, subject: Subject) -> Finding:
     """Say which attribute a tool stumbles over, where trying them one by one shows it."""
     culprits = [path for path, value in _attributes(subject.layer) if _stumbles(tool, value)]
+    told = {path.partition("[")[0] for path in subject.memo.get("unregistered", ())}
+    if culprits and told.issuperset(culprits):
+        raise NotApplicable(f"{tool} raises over {', '.join(culprits)}, and unregistered_tensor tells of it")
     return Finding(
-        f"{tool} raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        f"{tool} raises {in_a_line(error)}",
         "hold functions of a module instead of lambdas, and nothing that is computed, open or locked",
         tensor=", ".join(culprits),
         where=source_of(error),
@@ -162,7 +169,7 @@ def graph_breaks(subject: Subject) -> Iterator[Finding]:
     import torch._dynamo as dynamo  # noqa: PLC0415 - it takes a second to import
 
     subject.snapshot.restore()
-    subject.layer.eval()
+    set_mode(subject.layer, training=False)
     args, kwargs = subject.inputs()
     with torch.no_grad():
         explained = dynamo.explain(subject.layer)(*args, **kwargs)
@@ -188,7 +195,7 @@ def vmap(subject: Subject) -> Iterator[Finding]:
     singles = [kept(subject.call(version, training=False, grad=False)) for version in versions]
     stacked = [torch.stack(group) for group in zip(*map(_flat, versions), strict=True)]
     subject.snapshot.restore()
-    subject.layer.eval()
+    set_mode(subject.layer, training=False)
 
     def run(*flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = iter(flat)

@@ -69,11 +69,24 @@ def flow_of(subject: Subject) -> Flow:
             flow.differentiable |= any(is_real(tensor) for _, tensor in tensors(output))
             flow.custom |= bool(custom_functions(output))
             wanted = {**flow.parameters, **leaves}
-            flow.add(dict(zip(wanted, pull_back(output, wanted.values()), strict=True)))
+            flow.add(dict(zip(wanted, _gradients(subject, output, wanted), strict=True)))
             if flow.reached >= wanted.keys():
                 break
         subject.memo["flow"] = flow
     return subject.memo["flow"]  # type: ignore[no-any-return]  # it was put there above
+
+
+def _gradients(subject: Subject, output: Any, wanted: dict[str, torch.Tensor]) -> list[torch.Tensor | None]:
+    try:
+        return pull_back(output, wanted.values())
+    except RuntimeError as error:
+        unregistered: dict[str, torch.Tensor] = subject.memo.get("unregistered", {})
+        graphs = ", ".join(path for path, tensor in unregistered.items() if tensor.grad_fn is not None)
+        if not graphs:
+            raise
+        raise NotApplicable(
+            f"the graph of {graphs} serves a single backward pass, and unregistered_tensor tells of it"
+        ) from error
 
 
 def custom_functions(output: Any) -> dict[str, Any]:
@@ -125,8 +138,9 @@ def severed_gradient(subject: Subject) -> Iterator[Finding]:
         return
     flat = flow.connected - flow.reached - _of_embeddings(subject)
     zero = {name: tensor for name, tensor in asked.items() if name in flat}
-    # A custom backward that gives zeros is told of by custom_backward.
-    for name in effective(subject, {} if flow.custom else zero, size=1e-2):
+    # A custom backward that gives zeros is told of by custom_backward. The change is large enough for steps, as
+    # rounding has them, and too small to wake most dead units.
+    for name in effective(subject, {} if flow.custom else zero, size=0.1):
         yield Finding(
             "its gradient is exactly zero in every run, although changing it a little changes the output",
             "see that nothing multiplies its gradient by zero; if it is meant, declare stop_gradient",
@@ -215,9 +229,11 @@ def unused_parameter(subject: Subject) -> Iterator[Finding]:
     if not alone:
         return
     active = set(effective(subject, alone))
-    touched = _watched(subject, alone).touched
-    for name in (name for name in alone if name not in active):
-        untaken = name not in touched and code_mentions(subject.survey, name)
+    watch = _watched(subject, alone)
+    # What is cut off together with one that matters is told of there: half of a low-rank update, say.
+    told = {watch.cuts[name] for name in active if name in watch.cuts}
+    for name in (name for name in alone if name not in active and watch.cuts.get(name) not in told):
+        untaken = name not in watch.touched and code_mentions(subject.survey, name)
         yield Finding(
             "forward's code uses it, but not on these inputs" if untaken else "no output depends on it",
             "check with inputs on which forward uses it, too"

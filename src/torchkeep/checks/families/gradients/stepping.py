@@ -12,7 +12,7 @@ from torchkeep.checks.nested import mapped, tensors
 from torchkeep.checks.probing import differentiable, noise, pull_back, with_leaves
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
-from torchkeep.checks.subject import source_of
+from torchkeep.checks.subject import in_a_line, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,7 +34,8 @@ def custom_backward(subject: Subject) -> Iterator[Finding]:
     derivative that is wrong at every point where there is an estimate fails. A straight-through estimator or a
     reversed gradient is wrong on purpose: list the check in ``expected``.
     """
-    found = custom_functions(subject.call(training=False))
+    # With inputs that need a gradient: what works on these alone is in no graph otherwise.
+    found = custom_functions(subject.call(with_leaves(subject, subject.inputs())[0], training=False))
     if not found:
         raise NotApplicable("forward uses no autograd.Function of its own")
     weights = flow_of(subject).parameters
@@ -166,7 +167,7 @@ def backward_twice(subject: Subject) -> Iterator[Finding]:
         pull_back(subject.call(inputs, training=True, carry=True), [*parameters, *leaves.values()])
     except RuntimeError as error:
         yield Finding(
-            f"a second training step raises in backward: {str(error).partition('. ')[0]}",
+            f"a second training step raises in backward: {in_a_line(error).partition('. ')[0]}",
             "detach what is kept from one call to the next, as in `self.state = state.detach()`",
             where=source_of(error),
         )

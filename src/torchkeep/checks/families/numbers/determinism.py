@@ -8,7 +8,7 @@ from torchkeep.checks.comparing import differences
 from torchkeep.checks.registry import proves
 from torchkeep.checks.reporting import Finding
 from torchkeep.checks.settings import SETTINGS, reseed
-from torchkeep.checks.subject import SEED
+from torchkeep.checks.subject import SEED, set_mode
 from torchkeep.checks.tracing import first_line
 
 if TYPE_CHECKING:
@@ -37,12 +37,34 @@ def eval_determinism(subject: Subject) -> Iterator[Finding]:
         return
     other = differences(first, subject.call(training=False, seed=SEED + 1, grad=False))
     if other and not subject.declare.stochastic:
+        switched, where = _switched(subject)
+        if switched:
+            yield Finding(
+                f"the output is random in eval mode, since forward puts {switched} into training mode",
+                "leave modes to train() and eval(), or declare stochastic=True",
+                tensor=", ".join(other),
+                where=where,
+            )
+            return
         yield Finding(
             "the output is random in eval mode: it follows the seed",
             "draw only `if self.training` (F.dropout needs `training=self.training`), or declare stochastic=True",
             tensor=", ".join(other),
             where=_first_draw(subject),
         )
+
+
+def _switched(subject: Subject) -> tuple[str, str]:
+    """Return the names of modules that forward puts into training mode, and the line at which it does so first."""
+    subject.snapshot.restore()
+    set_mode(subject.layer, training=False)
+    still = {name or "the layer": module for name, module in subject.layer.named_modules() if not module.training}
+
+    def now() -> list[str]:
+        return [name for name, module in still.items() if module.training]
+
+    where = first_line(lambda: subject.call(grad=False, carry=True), lambda: bool(now()))
+    return ", ".join(now()), where
 
 
 def _first_draw(subject: Subject) -> str:

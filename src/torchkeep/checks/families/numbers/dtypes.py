@@ -14,6 +14,7 @@ from torchkeep.checks.attempting import (
     converted,
     not_numbers,
     require_no_draws,
+    require_python,
     rounded_outputs,
 )
 from torchkeep.checks.comparing import outputs
@@ -37,11 +38,11 @@ _NO_KERNEL = re.compile(r"Expected .* to be .* or .*,? (but )?got")
 def hard_coded_dtype(subject: Subject) -> Iterator[Finding]:
     """Prove that a layer converted to another dtype computes in that one.
 
-    Does not apply where neither the layer nor its inputs hold floating-point numbers, or where it does not run in
-    float64 for another reason. Decided by running the layer, converted to float64, on float64 inputs: an output of
-    another floating-point dtype, or an error about mixed dtypes after an operation brought another one in, fails.
-    The same is done in bfloat16, where a tensor made in float32 raises nothing but widens the output: a warning,
-    since some layers widen on purpose.
+    Does not apply to TorchScript, where neither the layer nor its inputs hold floating-point numbers, or where it
+    does not run in float64 for another reason. Decided by running the layer, converted to float64, on float64
+    inputs: an output of another floating-point dtype, or an error about mixed dtypes after an operation brought
+    another one in, fails. The same is done in bfloat16, where a tensor made in float32 raises nothing but widens
+    the output: a warning, since some layers widen on purpose.
     """
     _require_floats(subject)
     plain = attempt(subject)
@@ -86,9 +87,9 @@ def _foreign(plain: Attempt, found: Attempt, dtype: torch.dtype) -> list[str]:
 def float64(subject: Subject) -> Iterator[Finding]:
     """Prove that the layer runs in float64 and gives the same values as in its own dtype.
 
-    Does not apply where neither the layer nor its inputs hold floating-point numbers, or where the layer runs,
-    but draws random numbers in eval mode. Decided by converting both; the outputs must agree to half the digits
-    of the narrower dtype. A warning, unless ``declare.dtypes`` lists float64.
+    Does not apply to TorchScript, where neither the layer nor its inputs hold floating-point numbers, or where the
+    layer runs, but draws random numbers in eval mode. Decided by converting both; the outputs must agree to half
+    the digits of the narrower dtype. A warning, unless ``declare.dtypes`` lists float64.
     """
     _require_floats(subject)
     plain, found = attempt(subject), _run_in(subject, torch.float64)
@@ -112,8 +113,8 @@ def float64(subject: Subject) -> Iterator[Finding]:
 def bfloat16(subject: Subject) -> Iterator[Finding]:
     """Prove that the layer runs in bfloat16, without NaNs where there were none.
 
-    Does not apply where neither the layer nor its inputs hold floating-point numbers. Decided by converting
-    both. A warning, unless ``declare.dtypes`` lists bfloat16.
+    Does not apply to TorchScript, or where neither the layer nor its inputs hold floating-point numbers. Decided
+    by converting both. A warning, unless ``declare.dtypes`` lists bfloat16.
     """
     _require_floats(subject)
     yield from _trouble(subject, torch.bfloat16, attempt(subject), _run_in(subject, torch.bfloat16))
@@ -135,6 +136,7 @@ def declared_dtypes(subject: Subject) -> Iterator[Finding]:
 
 
 def _require_floats(subject: Subject) -> None:
+    require_python(subject)
     held = [*subject.layer.parameters(), *subject.layer.buffers()]
     if any(tensor.is_complex() for tensor in held):
         raise NotApplicable("the layer holds complex numbers, which a conversion to a real dtype would spoil")

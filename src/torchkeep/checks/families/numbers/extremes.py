@@ -73,19 +73,19 @@ def zero_inputs(subject: Subject) -> Iterator[Finding]:
 def fully_masked_inputs(subject: Subject) -> Iterator[Finding]:
     """Prove that a mask which masks everything gives no NaN.
 
-    Applies where an input is boolean, or a floating-point one whose name holds "mask" (which is added to scores).
-    Decided in eval mode by making one mask after the other all True, then all False, or all minus infinity. Does
-    not apply where the output for the inputs as given holds a NaN already.
+    Applies where an input is boolean, or where its name holds "mask" and it is floating point (which is added to
+    scores) or holds zeros and ones only. Decided in eval mode by making one mask after the other all True and all
+    False, all minus infinity, or all one and all zero. Does not apply where the output for the inputs as given
+    holds a NaN already.
     """
     masks = [path for path, tensor in subject.input_tensors.items() if _is_mask(path, tensor)]
     if not masks:
-        raise NotApplicable("no input is a mask: none is boolean, and no floating-point one is called so")
+        raise NotApplicable("no input is a mask: none is boolean, and none of numbers is called so")
     fix = "write zeros, with torch.where, where a whole row is masked: softmax over nothing is NaN"
     refused: list[NotApplicable] = []
     tried = 0
     for mask in masks:
-        values = (True, False) if subject.input_tensors[mask].dtype == torch.bool else (-torch.inf,)
-        for value in values:
+        for value in _extremes(subject.input_tensors[mask]):
 
             def filled(path: str, tensor: torch.Tensor, mask: str = mask, value: float = value) -> torch.Tensor:
                 return torch.full_like(tensor, value) if path == mask else tensor.detach().clone()
@@ -108,7 +108,17 @@ def _is_real(tensor: torch.Tensor) -> bool:
 
 
 def _is_mask(path: str, tensor: torch.Tensor) -> bool:
-    return tensor.layout == torch.strided and (tensor.dtype == torch.bool or (_is_real(tensor) and "mask" in path))
+    if tensor.layout != torch.strided or tensor.is_complex():
+        return False
+    called = "mask" in path and (tensor.is_floating_point() or bool(((tensor == 0) | (tensor == 1)).all()))
+    return tensor.dtype == torch.bool or called
+
+
+def _extremes(mask: torch.Tensor) -> tuple[float, ...]:
+    """Return the values that mask everything; which of two means that is for the layer to know."""
+    if mask.dtype == torch.bool:
+        return True, False
+    return (-torch.inf,) if mask.is_floating_point() else (1, 0)
 
 
 def _new_nans(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torchkeep.checks.comparing import outputs
 from torchkeep.checks.nested import tensors
-from torchkeep.checks.probing import is_real
+from torchkeep.checks.probing import call_with_others
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
 from torchkeep.checks.snapshot import Snapshot, same_bits
@@ -16,9 +16,7 @@ from torchkeep.tensors.identity import storage_key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
-
-    from torchkeep.checks.subject import Inputs, Subject
+    from torchkeep.checks.subject import Subject
 
 
 @proves(needs=("inputs_unchanged", "state_unchanged"))
@@ -36,7 +34,7 @@ def output_overwritten(subject: Subject) -> Iterator[Finding]:
     for training in (False, True):
         kept = outputs(subject.call(training=training, grad=False))
         copies = {path: tensor.clone() for path, tensor in kept.items()}
-        _again(subject, training=training)
+        call_with_others(subject, training=training)
         overwritten = [path for path, tensor in kept.items() if not same_bits(tensor, copies[path])]
         if overwritten:
             yield Finding(
@@ -48,26 +46,10 @@ def output_overwritten(subject: Subject) -> Iterator[Finding]:
             return
 
 
-def _again(subject: Subject, *, training: bool) -> None:
-    """Call again with other inputs; where those don't fit, with the same."""
-    try:
-        subject.call(_others(subject), training=training, grad=False, carry=True)
-    except Exception:  # noqa: BLE001 - other values may be refused, which is no matter here
-        subject.call(training=training, grad=False, carry=True)
-
-
-def _others(subject: Subject) -> Inputs:
-    def other(_: str, tensor: torch.Tensor) -> torch.Tensor:
-        own = tensor.detach().clone()
-        return own * -2 + 1 if is_real(own) else own
-
-    return subject.inputs(other)
-
-
 def _line(subject: Subject, path: str, *, training: bool) -> str:
     tensor = outputs(subject.call(training=training, grad=False))[path]
     before = tensor.clone()
-    return first_line(lambda: _again(subject, training=training), lambda: not same_bits(tensor, before))
+    return first_line(lambda: call_with_others(subject, training=training), lambda: not same_bits(tensor, before))
 
 
 def _retained(subject: Subject, output: object) -> Iterator[Finding]:

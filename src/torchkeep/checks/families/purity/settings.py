@@ -9,7 +9,7 @@ import torch
 from torchkeep.checks.registry import proves
 from torchkeep.checks.reporting import Finding
 from torchkeep.checks.settings import Captured, reseed
-from torchkeep.checks.subject import SEED
+from torchkeep.checks.subject import SEED, set_mode
 from torchkeep.checks.tracing import first_line
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ def _reseeding_line(subject: Subject, names: list[str], *, training: bool) -> st
     return first_line(lambda: subject.call(training=training, seed=SEED + 1, grad=False), met)
 
 
-@proves()
+@proves(needs=("eval_determinism",))
 def settings_unchanged(subject: Subject) -> Iterator[Finding]:
     """Prove that forward leaves modes, trainability and global settings as it finds them.
 
-    Always applies. Decided by comparing, before and after a call in each mode: the training flag of every module,
+    Always applies. Decided by comparing, before and after a call in each mode: the training mode of every module,
     requires_grad of every parameter, and torch's grad mode, autocast, default dtype and device, thread count,
     matmul precision, determinism and anomaly settings, and hooks on all modules.
     """
@@ -113,7 +113,7 @@ _Before = tuple[Captured, dict[str, Any]]
 def _prepare(subject: Subject, *, training: bool) -> _Before:
     """Put the layer and the settings where they were given, in one mode, and remember them."""
     subject.snapshot.restore()
-    subject.layer.train(training)
+    set_mode(subject.layer, training=training)
     torch.set_grad_enabled(True)
     reseed(SEED)
     return Captured.now(), _flags(subject)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from torchkeep.checks.comparing import differences
+from torchkeep.checks.comparing import differences, kept
 from torchkeep.checks.nested import tensors
-from torchkeep.checks.probing import differentiable, noise, with_leaves
+from torchkeep.checks.probing import call_with_others, differentiable, noise, with_leaves
 from torchkeep.checks.registry import proves
 from torchkeep.checks.reporting import Finding
 from torchkeep.checks.snapshot import same_bits
@@ -27,9 +27,9 @@ def state_unchanged(subject: Subject) -> Iterator[Finding]:
 
     Always applies; tensors that ``declare.mutates`` selects are excused. Decided by comparing every parameter
     (in both modes) and every buffer (in eval mode) with a copy made before the call, by the names that there are
-    before and after, and by calling twice in a row in eval mode: outputs that differ although no buffer changed
-    come from something that is in no state_dict. A buffer that forward makes and state_dict leaves out is a cache:
-    a warning.
+    before and after, and by calling in eval mode with other inputs in between: outputs that differ although no
+    buffer changed come from something that is in no state_dict. A buffer that forward makes and state_dict leaves
+    out is a cache: a warning.
     """
     excused = subject.selected(subject.declare.mutates)
     found: set[str] = set()
@@ -69,26 +69,25 @@ def state_unchanged(subject: Subject) -> Iterator[Finding]:
 
 
 def _carried(subject: Subject) -> Iterator[Finding]:
-    """Yield what a second eval call in a row gives otherwise."""
-    first = subject.call(training=False, grad=False)
-    attributes = {name: dict(vars(module)) for name, module in subject.layer.named_modules()}
+    """Yield what an eval call gives otherwise after one with other inputs."""
+    first = kept(subject.call(training=False, grad=False))
     subject.snapshot.restore()
-    subject.call(training=False, grad=False)
-    second = subject.call(training=False, grad=False, carry=True)
-    paths = differences(first, second)
-    if not paths:
-        return
+    attributes = {name: dict(vars(module)) for name, module in subject.layer.named_modules()}
+    call_with_others(subject, training=False)
     rebound = [
         f"{name}.{key}".removeprefix(".")
         for name, module in subject.layer.named_modules()
         for key, value in vars(module).items()
-        if name in attributes and attributes[name].get(key) is not value and not key.startswith("__")
+        if name in attributes and attributes[name].get(key) is not value and key != "training"
     ]
-    yield Finding(
-        f"in eval mode {', '.join(paths)} of a second call on the same inputs differs from the first",
-        "hand state in and out through forward, or keep it in a buffer that changes only `if self.training`",
-        tensor=", ".join(rebound),
-    )
+    paths = differences(first, subject.call(training=False, grad=False, carry=True))
+    if paths:
+        yield Finding(
+            f"in eval mode {', '.join(paths)} depends on what the layer was called with before",
+            "hand state in and out through forward, or keep it in a buffer that changes only `if self.training`; "
+            "a cache must not depend on the values of inputs",
+            tensor=", ".join(rebound),
+        )
 
 
 def _held(layer: nn.Module) -> dict[str, torch.Tensor]:

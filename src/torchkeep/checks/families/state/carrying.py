@@ -14,7 +14,7 @@ from torchkeep.checks.comparing import differences, kept, outputs
 from torchkeep.checks.reaching import assigned_at
 from torchkeep.checks.registry import NotApplicable, proves
 from torchkeep.checks.reporting import Finding
-from torchkeep.checks.subject import SEED
+from torchkeep.checks.subject import SEED, in_a_line
 from torchkeep.tables.survey import survey
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def fresh_state_dict(subject: Subject) -> Iterator[Finding]:
         other.load_state_dict(state)
     except RuntimeError as error:
         yield Finding(
-            f"another instance does not take this state_dict: {error}",
+            f"another instance does not take this state_dict: {in_a_line(error)}",
             "make the same names and shapes each time, whatever the random state",
         )
         return

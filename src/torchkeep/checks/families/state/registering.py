@@ -86,7 +86,9 @@ def unregistered_tensor(subject: Subject) -> Iterator[Finding]:
     when the layer moves to another device or dtype. A tensor inside a hidden module is told of by
     ``hidden_module``, one that shares memory with a registered one by ``stale_alias``.
     """
-    for path in effective(subject, _unregistered(subject)):
+    found = _unregistered(subject)
+    subject.memo["unregistered"] = {path: found[path] for path in effective(subject, found)}
+    for path in subject.memo["unregistered"]:
         yield Finding(
             "the output depends on this tensor, but it is neither a parameter nor a buffer, so it is not saved "
             "and does not move with the layer",
