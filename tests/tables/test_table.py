@@ -317,7 +317,6 @@ def test_the_same_selection_of_module_and_state_dict():
         (torch.zeros(1), "found a Tensor"),
         ({"a": torch.zeros(1), "b": {"c": torch.zeros(1)}}, "a dict under 'b'"),
         ({0: torch.zeros(1)}, "one is 0"),
-        ("STORE@latest", r"'STORE@latest'.*\.safetensors"),
         ("my model", r"'my model'.*\.safetensors"),
     ],
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from torchkeep.archive.described import Described, tensors_in
+from torchkeep.errors import FormatError, SourceError
 from torchkeep.files.loading import values_at
 from torchkeep.files.sources import Offer, Source
 from torchkeep.formats.document import decode_json
@@ -15,11 +16,16 @@ from torchkeep.tensors.archived import fill_archived, read_archived
 from torchkeep.tensors.reading import is_makeable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from torch import Tensor
 
     from torchkeep.archive import Archive, Manifest
+    from torchkeep.tensors.checkpoints import Checkpoint
+
+MODEL: Final = "model"
+"""The part of a training state that a model is loaded from."""
+_SHOWN: Final = 10
 
 
 class CheckpointSource(Source):
@@ -30,18 +36,21 @@ class CheckpointSource(Source):
         manifest: of the checkpoint.
         part: the prefix of the module whose tensors these are, under names without it; None for all tensors under
             their full names.
+        described: what the manifest says, where that was found out already.
 
     Attributes:
-        described: what the manifest says.
+        described: the same.
 
     Raises:
         NewerFormatError: a later version described the state.
         FormatError: what the manifest says contradicts itself.
     """
 
-    def __init__(self, archive: Archive, manifest: Manifest, part: str | None = None) -> None:
+    def __init__(
+        self, archive: Archive, manifest: Manifest, part: str | None = None, described: Described | None = None
+    ) -> None:
         self._archive, self._manifest = archive, manifest
-        self.described = Described(manifest)
+        self.described = described or Described(manifest)
         self.text = repr(self.described.source)
         self.verified = True
         inside = f"{part}." if part else ""
@@ -93,3 +102,63 @@ class CheckpointSource(Source):
             return False
         mine, theirs = ({(p.offset, p.shape): p.digest for p in stored.pieces} for stored in (left, right))
         return mine == theirs if mine.keys() == theirs.keys() else super().same(one, other)
+
+
+def of_checkpoint(archive: Archive, manifest: Manifest, *, whole: bool) -> CheckpointSource:
+    """Return the source for a checkpoint: all of it, or the module in it that a model is loaded from.
+
+    Raises:
+        SourceError: it holds several modules, and none is its model.
+        NewerFormatError, FormatError: as for `CheckpointSource`.
+    """
+    described = Described(manifest)
+    return CheckpointSource(archive, manifest, None if whole else model_part(described), described)
+
+
+def model_part(described: Described) -> str | None:
+    """Return the prefix of a checkpoint's model, or else of its only module; None where it holds no module.
+
+    Raises:
+        SourceError: it holds several, and none is called ``model``.
+    """
+    parts = list(described.tree.modules)
+    if MODEL in parts or not parts:
+        return MODEL if parts else None
+    if len(parts) > 1:
+        raise SourceError(
+            f"{described.source} holds several modules ({', '.join(parts[:_SHOWN])}"
+            f"{', ...' if len(parts) > _SHOWN else ''}), and none is called {MODEL!r}; say which one is meant, "
+            f"such as rename={{'{parts[0]}.': ''}}, unexpected='ignore'"
+        )
+    return parts[0]
+
+
+def load_checkpoint(checkpoint: Checkpoint, chosen: Collection[str] | None, device: str | torch.device) -> Any:
+    """Return a checkpoint's state: values and containers as they were, each module as the flat dict of its state.
+
+    Args:
+        checkpoint: the checkpoint.
+        chosen: names of tensors; then the result is a flat dict of them.
+        device: where the tensors go.
+
+    Raises:
+        DamageError, FormatError, MissingCheckpointError, StorageError: as for `torchkeep.load`.
+    """
+    if chosen is not None:
+        return checkpoint.read(chosen, device)
+    described, path = checkpoint.described, checkpoint.manifest.path
+    tensors = checkpoint.read([*described.names, *described.hidden], device)
+    raw = described.tree.value
+    if bytes(raw) == b"null":
+        return {name: tensors[name] for name in described.names}
+
+    def module(prefix: Any) -> dict[str, Any]:
+        if prefix not in described.tree.modules:
+            raise FormatError(f"its values hold a module {prefix!r}, of which it says nothing")
+        inside = f"{prefix}." if prefix else ""
+        names = (name for name in described.names if name.startswith(inside))
+        state: dict[str, Any] = {name[len(inside) :]: tensors[name] for name in names}
+        extra = described.tree.modules[prefix].extra
+        return state | {key: values_at(path, node, tensors) for key, node in extra.items()}
+
+    return values_at(path, raw, tensors, {"module": module})

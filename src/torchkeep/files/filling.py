@@ -82,13 +82,14 @@ def plan_load(
 
     Raises:
         SourceError: ``source`` is nothing that a model can be loaded from.
+        StoreError: there is no such store or checkpoint.
         SelectorError: ``select`` or ``rename`` can't be used, or ``select`` matches nothing.
         LoadError: a policy is none.
         FormatError: the file is not what it should be.
         StorageError: the file can't be read.
     """
     policies: dict[str, Policy] = {"missing": missing, "unexpected": unexpected, "mismatch": mismatch}
-    with opened(LOCAL, source) as found:
+    with opened(LOCAL, source, whole=rename is not None) as found:
         return match(net, found, Options(select, rename, policies, cast)).plan
 
 
@@ -112,7 +113,9 @@ def load_into(
 
     Args:
         net: the model; wrappers around it are no part of the names.
-        source: a path, a mapping from names to tensors (a state_dict), another model, or a table of either.
+        source: a path, a mapping from names to tensors (a state_dict), another model, a table of either, or a
+            checkpoint (``"STORE@STEP"``, a `Checkpoint`): of it, the part ``model`` or its only module, under
+            the module's own names; with ``rename``, all of it under full names.
         select: which tensors of the model are filled. What the source has besides is then left out.
         rename: patterns of the source's names and what they are called in the model, such as
             ``{"encoder.layer.*.": "blocks.*."}``; what ends with a dot is the beginning of names. The last that
@@ -131,7 +134,7 @@ def load_into(
         LoadError: the source does not fit the model; all of it is told, nothing was changed.
         DamageError: the file's bytes are not what was written; ``replaced`` names the tensors changed before that
             was found, wholly or in part.
-        SourceError, SelectorError, FormatError, StorageError: as for `plan_load`.
+        SourceError, StoreError, SelectorError, FormatError, StorageError: as for `plan_load`.
     """
     policies: dict[str, Policy] = {"missing": missing, "unexpected": unexpected, "mismatch": mismatch}
     options = Options(select, rename, policies, cast)
@@ -140,7 +143,7 @@ def load_into(
 
 def load_into_from(storage: Storage, net: nn.Module, source: Any, options: Options, *, atomic: bool) -> LoadReport:
     """Fill a model through any storage; see `load_into`."""
-    with opened(storage, source) as found:
+    with opened(storage, source, whole=options.rename is not None) as found:
         return fill_from(found, net, options, atomic=atomic)
 
 

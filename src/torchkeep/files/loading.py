@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from torchkeep.archive.locating import locate
 from torchkeep.errors import FormatError
 from torchkeep.files.pausing import without_collections
 from torchkeep.formats.contents import Contents
@@ -19,6 +20,7 @@ from torchkeep.formats.sharded import Sharded, located
 from torchkeep.formats.values import decode
 from torchkeep.selectors import Selector, as_selector
 from torchkeep.storage.local import LOCAL
+from torchkeep.tensors.checkpoints import Checkpoint
 from torchkeep.tensors.pickled import PickledReader
 from torchkeep.tensors.plain import PLAIN_READERS
 from torchkeep.tensors.reading import read_tensors
@@ -31,12 +33,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchkeep.formats.document import Document
+    from torchkeep.formats.values import Reader
     from torchkeep.rows import Listing
     from torchkeep.storage.base import ReadableFile, Storage
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     *,
     select: str | Selector | None = None,
     device: str | torch.device = "cpu",
@@ -51,12 +54,14 @@ def load(
     Args:
         path: the file; of which kind it is, is told by what it holds. Or an index of several files, such as
             ``model.safetensors.index.json``, or a folder with an index or one model file; that of an index is
-            loaded as a flat dict.
+            loaded as a flat dict. Or a checkpoint, written ``"STORE@STEP"``: of it come the parts of the state,
+            modules as their flat dicts.
         select: which tensors; then the result is a flat dict from names to tensors, each tied one under its
             owner's name and every alias, and only their bytes are read.
         device: where the tensors go.
         verify: whether every byte that is read is compared with the digests in the file. A safetensors file that
             something else wrote has none, nor has a file of ``torch.save`` before 1.6; later ones have checksums.
+            Checkpoints always are.
 
     Returns:
         What was saved; with ``select``, a dict.
@@ -67,6 +72,7 @@ def load(
         UnsafeFileError: it asks for something to be imported, called or changed; nothing was.
         NewerFormatError: a later version of torchkeep wrote it.
         NoMatchError: ``select`` matches nothing.
+        StoreError: there is no such store or checkpoint.
         MissingFileError: there is no such file.
         StorageError: the file can't be read.
     """
@@ -76,13 +82,20 @@ def load(
 @without_collections()
 def load_from(
     storage: Storage,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     *,
     select: str | Selector | None = None,
     device: str | torch.device = "cpu",
     verify: bool = True,
 ) -> Any:
     """Load through any storage; see `load`."""
+    checkpoint = path if isinstance(path, Checkpoint) else _checkpoint_at(path)
+    if checkpoint is not None:
+        from torchkeep.files.checkpointed import load_checkpoint  # noqa: PLC0415 - it builds on this module
+
+        chosen = None if select is None else _chosen(checkpoint.listing, select)
+        return load_checkpoint(checkpoint, chosen, device)
+    assert not isinstance(path, Checkpoint)
     found = located(path)
     if isinstance(found, Sharded):
         names = list(found.where) if select is None else _chosen(found.listing, select)
@@ -98,6 +111,11 @@ def load_from(
         if contents.document is None:
             return read_tensors(file, contents, contents.names, device=device, verify=verify)
         return _whole(file, contents, contents.document, device, verify=verify)
+
+
+def _checkpoint_at(path: str | os.PathLike[str]) -> Checkpoint | None:
+    found = locate(path)
+    return None if found is None else Checkpoint.of(*found)
 
 
 def _of_parts(
@@ -179,8 +197,16 @@ def extra_state(contents: Contents, tensors: Mapping[str, Tensor]) -> dict[str, 
     return {key: values_at(contents.path, raw, tensors) for key, raw in (facts.extra if facts else {}).items()}
 
 
-def values_at(path: str, raw: msgspec.Raw, tensors: Mapping[str, Tensor]) -> Any:
+def values_at(
+    path: str, raw: msgspec.Raw, tensors: Mapping[str, Tensor], readers: Mapping[str, Reader] | None = None
+) -> Any:
     """Make the values that a tree in torchkeep's metadata in the file at ``path`` describes.
+
+    Args:
+        path: the file.
+        raw: the tree.
+        tensors: by the names that the tree has for them.
+        readers: of further tags.
 
     Raises:
         FormatError: it is no tree of values.
@@ -192,6 +218,6 @@ def values_at(path: str, raw: msgspec.Raw, tensors: Mapping[str, Tensor]) -> Any
         return tensors[name]
 
     try:
-        return decode(decode_json(raw), readers={**PLAIN_READERS, "tensor": tensor})
+        return decode(decode_json(raw), readers={**PLAIN_READERS, "tensor": tensor, **(readers or {})})
     except FormatError as cause:
         raise FormatError(f"torchkeep's metadata in {path!r} contradicts itself: {cause}") from cause

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from torchkeep.archive.described import Described
 from torchkeep.archive.locating import locate
 from torchkeep.errors import SourceError
 from torchkeep.files.loading import extra_state
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from torchkeep.archive import Archive, Manifest
     from torchkeep.storage.base import ReadableFile, Storage
 
 
@@ -236,12 +234,14 @@ def opened(storage: Storage, source: Any, *, whole: bool = False) -> Iterator[So
         FormatError: the file is not what it should be.
         StorageError: the file can't be read.
     """
+    from torchkeep.files.checkpointed import of_checkpoint  # noqa: PLC0415 - it builds on this module
+
     if isinstance(source, Checkpoint):
         yield of_checkpoint(source.archive, source.manifest, whole=whole)
     elif isinstance(source, str | os.PathLike):
-        found = locate(source)
+        kept = locate(source)
         with ExitStack() as stack:
-            yield _of_path(storage, source, stack) if found is None else of_checkpoint(*found, whole=whole)
+            yield _of_path(storage, source, stack) if kept is None else of_checkpoint(*kept, whole=whole)
     elif isinstance(source, nn.Module):
         yield _of_module(source)
     elif isinstance(source, ParameterTable):
@@ -268,19 +268,6 @@ def _of_path(storage: Storage, path: str | os.PathLike[str], stack: ExitStack) -
 
         return ShardedSource(found, {part: of_file(part) for part in found.parts})
     return of_file(found)
-
-
-def of_checkpoint(archive: Archive, manifest: Manifest, *, whole: bool) -> Source:
-    """Return the source for a checkpoint, or for the module in it that a model is loaded from.
-
-    Raises:
-        SourceError: it holds several modules, and none is its model.
-        FormatError: what its manifest says contradicts itself.
-    """
-    from torchkeep.files.checkpointed import CheckpointSource, model_part  # noqa: PLC0415 - it builds on this module
-
-    described = Described(manifest)
-    return CheckpointSource(archive, described, None if whole else model_part(described))
 
 
 def _extra_keys(root: Any) -> tuple[str, ...]:

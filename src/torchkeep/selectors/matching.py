@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchkeep.errors import MissingFieldError
-from torchkeep.names import quote_name
+from torchkeep.names import prefixes, quote_name
 from torchkeep.selectors.patterns import NamePattern
 from torchkeep.selectors.scopes import Scope, inside, layers, modules_of, under, whole
 from torchkeep.selectors.syntax import (
@@ -150,8 +150,18 @@ def _state(node: State, scope: Scope, items: Sequence[int]) -> list[int]:
         elif held:
             found.append(item)
     if unknown:
-        _fail_unknown(node, scope, unknown, "name the tensors instead, or use the live model")
+        _fail_unknown(node, scope, unknown, _where_known(node, scope))
     return found
+
+
+def _where_known(node: State, scope: Scope) -> str:
+    """Say where a state is known: of a training checkpoint's parts, only modules know what their tensors are."""
+    modules = scope.catalogue.modules or {}
+    parts = [path for path in modules if path and not any(above in modules for above in prefixes(path))]
+    if not parts:
+        return "name the tensors instead, or use the live model"
+    asked = " or ".join(f"`{quote_name(path)}.** & {node}`" for path in parts[:3])
+    return f"it is known of modules alone, so ask {asked}"
 
 
 def _is_param(row: Row) -> bool | None:

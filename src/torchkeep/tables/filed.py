@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torchkeep.errors import SourceError
 from torchkeep.formats.contents import open_contents
 from torchkeep.formats.kinds import holds_pickle
+from torchkeep.formats.locations import store_location
 from torchkeep.formats.opening import FileReader
 from torchkeep.formats.pickles import pickled_of
 from torchkeep.formats.pickles.machine import shown
@@ -36,13 +37,21 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def open_path(path: str | os.PathLike[str]) -> Source:
-    """Return the source that reads a file, a folder, or the index of several files.
+    """Return the source that reads a file, a folder, the index of several files, or a checkpoint.
 
     Raises:
         SourceError: the path is text that names no file.
+        StoreError: there is no such store or checkpoint.
         FormatError: the file is not what it should be.
         StorageError: the file can't be read.
     """
+    location = store_location(path)
+    if location is not None:
+        from torchkeep.archive.locating import checkpoint_at  # noqa: PLC0415 - files need none of it
+        from torchkeep.tables.checkpointed import CheckpointSource  # noqa: PLC0415 - it builds on this module
+        from torchkeep.tensors.checkpoints import Checkpoint  # noqa: PLC0415 - files need none of it
+
+        return CheckpointSource(Checkpoint.of(*checkpoint_at(location)))
     # Text that names no file may be meant as something else altogether; a path object can only be a path.
     looks_like_one = not isinstance(path, str) or path.endswith(_SUFFIXES) or os.path.exists(path)  # noqa: PTH110
     if not looks_like_one:
@@ -79,7 +88,7 @@ class FileSource(Source):
         with LOCAL.open(header.path) as file:
             if file.read(0, min(file.size, header.data_start)) != header.raw:
                 raise changed(header.path)
-            for names in _batches(self._listing, positions):
+            for names in batches(self._listing, positions):
                 found = read_tensors(file, self._contents, names)
                 yield from map(found.pop, names)
 
@@ -113,7 +122,7 @@ class PickledSource(Source):
     def each(self, positions: Sequence[int]) -> Iterator[Tensor]:
         """Read tensors in turn, small ones some at a time, from a file that is opened only once."""
         with LOCAL.open(self._pickled.path) as file:
-            for names in _batches(self.listing(), positions):
+            for names in batches(self.listing(), positions):
                 found = PickledReader(file, self._pickled).tensors(names)
                 yield from map(found.pop, names)
 
@@ -159,7 +168,7 @@ class ShardedSource(Source):
         return len(mine) == len(theirs) and all(one.is_same(two) for one, two in zip(mine, theirs, strict=True))
 
 
-def _batches(listing: Listing, positions: Sequence[int]) -> Iterator[list[str]]:
+def batches(listing: Listing, positions: Sequence[int]) -> Iterator[list[str]]:
     """Yield names of tensors that are no more than `_BATCH` bytes together, or of one that is larger."""
     batch: list[str] = []
     size = 0

@@ -20,6 +20,7 @@ from torchkeep.names import natural_key
 from torchkeep.rows import Listing, Row
 from torchkeep.tables.modules import unwrap
 from torchkeep.tables.survey import OWNERS_ATTRIBUTE, Survey, survey
+from torchkeep.tensors.checkpoints import Checkpoint
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.identity import Key, tensor_key
 from torchkeep.tensors.sharing import suspects
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _PLAIN = (torch.Tensor, nn.Parameter)
 ACCEPTED = (
-    "a torch.nn.Module, a mapping from names to tensors (a state_dict), or the path of a .safetensors, .pt, .pth "
-    "or .bin file or of a folder of them"
+    "a torch.nn.Module, a mapping from names to tensors (a state_dict), the path of a .safetensors, .pt, .pth or "
+    ".bin file or of a folder of them, or a checkpoint in a store (STORE@STEP)"
 )
 
 
@@ -191,6 +192,10 @@ def open_source(source: object) -> Source:
     """
     if isinstance(source, nn.Module):
         return ModuleSource(source)
+    if isinstance(source, Checkpoint):
+        from torchkeep.tables.checkpointed import CheckpointSource  # noqa: PLC0415 - it builds on this module
+
+        return CheckpointSource(source)
     if isinstance(source, Mapping):
         return MappingSource(source)
     if isinstance(source, str | os.PathLike):
