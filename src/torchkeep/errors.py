@@ -17,15 +17,18 @@
     ├── UnsavableError (TypeError)     a value that can't be kept without pickle, named by its path
     ├── LoadError (ValueError)         the source does not fit the model; nothing was touched
     ├── CheckError (ValueError)        a check can't be run as asked
+    │   ├── UnknownCheckError (KeyError)   no check has that name; says which are nearest
     │   └── LayerCallError (RuntimeError)  the layer does not run on the inputs given
     ├── ChecksFailedError (AssertionError) a layer does not behave; the sentence is the report
     ├── FormatError (ValueError)       the file is not what it should be
     │   ├── NewerFormatError           it was written by a later torchkeep
     │   ├── UnsafeFileError            it asks for something to be imported, called or changed; nothing was
     │   └── DamageError                a digest or a size does not match: tensor, file and byte range are named
+    ├── RunError (ValueError)          a run that can't go on as asked: other batches than before, a second loop within one
     ├── StoreError (ValueError)        a store of checkpoints that can't be used as asked
     │   ├── MissingCheckpointError (KeyError)  it has no such checkpoint
-    │   └── StoreLockedError (TimeoutError)    another process writes to it
+    │   ├── StoreLockedError (TimeoutError)    another process writes to it
+    │   └── SaveUnfinishedError (TimeoutError) a save takes longer than was to be waited; it goes on
     └── StorageError (OSError)         the operating system refused
         └── MissingFileError (FileNotFoundError)
 
@@ -170,7 +173,11 @@ class LoadError(TorchkeepError, ValueError):
 
 
 class CheckError(TorchkeepError, ValueError):
-    """A check can't be run as asked: an unknown name, a factory that makes no module."""
+    """A check can't be run as asked: a factory that makes no module, say."""
+
+
+class UnknownCheckError(CheckError, KeyError):
+    """No check has that name."""
 
 
 class LayerCallError(CheckError, RuntimeError):
@@ -219,6 +226,10 @@ class DamageError(FormatError):
     replaced: tuple[str, ...] = ()
 
 
+class RunError(TorchkeepError, ValueError):
+    """A run that can't go on as asked: its loader gives other batches than before, say, or a loop runs in a loop."""
+
+
 class StoreError(TorchkeepError, ValueError):
     """A store of checkpoints that can't be used as asked: no store, steps that go backwards, a forked child."""
 
@@ -229,6 +240,10 @@ class MissingCheckpointError(StoreError, KeyError):
 
 class StoreLockedError(StoreError, TimeoutError):
     """Another process writes to the store; the sentence names host and process."""
+
+
+class SaveUnfinishedError(StoreError, TimeoutError):
+    """A save takes longer than was to be waited for it; it goes on."""
 
 
 class StorageError(TorchkeepError, OSError):

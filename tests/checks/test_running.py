@@ -14,7 +14,7 @@ import torchkeep as tk
 from checks.planting import floats
 from torchkeep.checks.registry import all_checks
 from torchkeep.checks.running import CheckWarning
-from torchkeep.errors import CheckError, ChecksFailedError, LayerCallError, NoMatchError
+from torchkeep.errors import CheckError, ChecksFailedError, LayerCallError, NoMatchError, UnknownCheckError
 
 
 class Severed(nn.Module):
@@ -162,7 +162,7 @@ def test_a_factory_must_make_new_instances():
 
 def test_names_of_checks_and_declarations_must_exist():
     """A misspelt check, and a selector that selects nothing, are errors with the nearest names."""
-    with pytest.raises(CheckError, match="the nearest: severed_gradient"):
+    with pytest.raises(UnknownCheckError, match="the nearest: severed_gradient"):
         tk.check(Severed, floats(3, 4), only=["severed_gradients"])
     with pytest.raises(NoMatchError, match="scale"):
         tk.check(Severed, floats(3, 4), declare=tk.Declare(stop_gradient="scales"))

@@ -91,7 +91,8 @@ def test_a_run_in_which_no_check_applies_ends_with_1(module, capsys):
         ("{}:mak", ["--input", "2,20"], 3, "the nearest: make"),
         ("{}_missing:make", ["--input", "2,20"], 3, "can't import"),
         ("{}:make", ["--input", "2,30"], 3, "does not run on the inputs given (args[0] (2, 30) torch.float32)"),
-        ("{}:make", ["--input", "2,20", "--only", "sever_gradient"], 3, "the nearest: severed_gradient"),
+        ("{}:make", ["--input", "2,20", "--only", "sever_gradient"], 2, "the nearest: severed_gradient"),
+        ("{}:make", ["--input", "2,20", "--skip", "sever_gradient"], 2, "the nearest: severed_gradient"),
     ],
 )
 def test_what_can_not_be_done_is_said(module, capsys, target, arguments, code, expected):  # noqa: PLR0917 - pytest passes them by name

@@ -17,7 +17,7 @@ from torchkeep.checks.declaring import Declare
 from torchkeep.checks.registry import Check, NotApplicable, all_checks
 from torchkeep.checks.reporting import CheckReport, Finding, Result
 from torchkeep.checks.subject import Subject, in_a_line, source_of, undisturbed
-from torchkeep.errors import CheckError, ChecksFailedError
+from torchkeep.errors import CheckError, ChecksFailedError, UnknownCheckError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -58,7 +58,8 @@ def check(
 
     Raises:
         LayerCallError: the layer does not run on these inputs at all.
-        CheckError: a name is no check's, or the factory makes no module.
+        UnknownCheckError: a name is no check's.
+        CheckError: the factory makes no module.
         SelectorError: a declaration selects nothing.
     """
     chosen = _chosen(only, skip, expected or {})
@@ -142,7 +143,7 @@ def _chosen(
             from torchkeep.selectors.suggest import nearest  # noqa: PLC0415 - only this error needs it
 
             near = ", ".join(nearest(asked, known))
-            raise CheckError(f"there is no check {asked!r}; the nearest: {near or ', '.join(known)}")
+            raise UnknownCheckError(f"there is no check {asked!r}; the nearest: {near or ', '.join(known)}")
     wanted = {name for name, one in known.items() if (name in only if only is not None else not one.opt_in)}
     if with_needed:
         for name in reversed(known):

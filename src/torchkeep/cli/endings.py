@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import Final, NamedTuple, TextIO
 
-from torchkeep.errors import NoMatchError, SelectorError, TorchkeepError
+from torchkeep.errors import NoMatchError, SelectorError, TorchkeepError, UnknownCheckError
 from torchkeep.names import printable
 
 DONE: Final = 0
@@ -101,7 +101,7 @@ def complain(error: Exception) -> int:
 def _code(error: TorchkeepError) -> int:
     if isinstance(error, NoMatchError):
         return NO
-    return USAGE if isinstance(error, SelectorError) else UNUSABLE
+    return USAGE if isinstance(error, SelectorError | UnknownCheckError) else UNUSABLE
 
 
 def _to_stderr(text: str) -> None:
