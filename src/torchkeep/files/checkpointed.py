@@ -146,19 +146,25 @@ def load_checkpoint(checkpoint: Checkpoint, chosen: Collection[str] | None, devi
     """
     if chosen is not None:
         return checkpoint.read(chosen, device)
-    described, path = checkpoint.described, checkpoint.manifest.path
-    tensors = checkpoint.read([*described.names, *described.hidden], device)
-    raw = described.tree.value
+    described = checkpoint.described
+    return state_of(described, checkpoint.read([*described.names, *described.hidden], device))
+
+
+def state_of(described: Described, tensors: Mapping[str, Any]) -> Any:
+    """Put a checkpoint's state together out of its tensors, or whatever stands for them, by name.
+
+    Raises:
+        FormatError: it is no tree of values.
+    """
+    path, raw, modules = described.manifest.path, described.tree.value, described.tree.modules
     if bytes(raw) == b"null":
         return {name: tensors[name] for name in described.names}
 
     def module(prefix: Any) -> dict[str, Any]:
-        if prefix not in described.tree.modules:
+        if prefix not in modules:
             raise FormatError(f"its values hold a module {prefix!r}, of which it says nothing")
         inside = f"{prefix}." if prefix else ""
-        names = (name for name in described.names if name.startswith(inside))
-        state: dict[str, Any] = {name[len(inside) :]: tensors[name] for name in names}
-        extra = described.tree.modules[prefix].extra
-        return state | {key: values_at(path, node, tensors) for key, node in extra.items()}
+        state = {name[len(inside) :]: tensors[name] for name in described.names if name.startswith(inside)}
+        return state | {key: values_at(path, node, tensors) for key, node in modules[prefix].extra.items()}
 
     return values_at(path, raw, tensors, {"module": module})

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from msgspec import Struct
 
+from torchkeep.archive.described import Described as DescribedState
 from torchkeep.dtypes import FLOATS
 from torchkeep.errors import NoMatchError, SelectorError, StorageError, UnsavableError
+from torchkeep.files.extracting import left_out_of, outline_module, outline_state
 from torchkeep.files.outlining import outline_rows, outline_whole, renamed_listing
 from torchkeep.files.renaming import new_name, renames_of
 from torchkeep.files.writing import lay_out, write_layout
@@ -77,9 +79,11 @@ def convert(
     dtype: str | None = None,
     force: bool = False,
 ) -> ConvertReport:
-    """Write the tensors of a file, an index or a folder as one safetensors file, durably and whole or not at all.
+    """Write the tensors of a file, a folder or a checkpoint as one safetensors file, whole or not at all, durably.
 
-    Without ``select`` and ``rename``, plain values, extra state and recipes come along, where the source has any.
+    Without ``select`` and ``rename``, plain values, extra state and recipes come along, where the source has any;
+    of a checkpoint, extra state and recipe come along where exactly one of its modules is written, under its own
+    names.
 
     Args:
         storage: where both are.
@@ -138,17 +142,17 @@ class _Plan(NamedTuple):
 
     Attributes:
         collected: its outline.
-        names: of each tensor that has another name in the source, that name.
         recipe: of a module, or None.
-        renamed: how many names are new.
         left_out: what of the source is not part of it.
+        names: of each tensor that has another name in the source, that name.
+        renamed: how many names are new.
     """
 
     collected: Collected
-    names: Mapping[str, str] = {}
     recipe: Any = None
-    renamed: int = 0
     left_out: tuple[str, ...] = ()
+    names: Mapping[str, str] = {}
+    renamed: int = 0
 
 
 def _whole(storage: Storage, elements: Elements) -> _Plan:
@@ -156,6 +160,8 @@ def _whole(storage: Storage, elements: Elements) -> _Plan:
     if isinstance(found, Sharded | Contents):
         collected, recipe = outline_whole(elements, None)
         return _Plan(collected, recipe=recipe)
+    if isinstance(found, DescribedState):
+        return _Plan(*outline_state(found))
     with closing(storage.open(found.path)) as file:
         return _Plan(outline_whole(elements, file)[0])
 
@@ -177,12 +183,15 @@ def _part(elements: Elements, select: str | None, rename: Sequence[tuple[str, st
     if doubled:
         raise SelectorError(f"--rename gives one name to several tensors: {'; '.join(doubled[:_SHOWN])}")
     made = renamed_listing(listing, rows, lambda name: new_name(compiled, name)[0])
-    return _Plan(
-        outline_rows(made),
-        {new.name: old.name for new, old in zip(made.rows, rows, strict=True)},
-        renamed=sum(new_name(compiled, name)[0] != name for name in names),
-        left_out=_left_out(elements),
-    )
+    renamed = {name: new_name(compiled, name)[0] for name in names}
+    changed = sum(new != name for name, new in renamed.items())
+    olds = {new.name: old.name for new, old in zip(made.rows, rows, strict=True)}
+    found = elements.described
+    if isinstance(found, DescribedState):
+        module = outline_module(found, renamed)
+        if module is not None:
+            return _Plan(*module, names=olds, renamed=changed)
+    return _Plan(outline_rows(made), None, _left_out(elements), olds, changed)
 
 
 def _refuse_unused(renames: Sequence[Rename], names: Iterable[str]) -> None:
@@ -201,6 +210,8 @@ def _left_out(elements: Elements) -> tuple[str, ...]:
     found = elements.described
     if isinstance(found, Sharded):
         return ()
+    if isinstance(found, DescribedState):
+        return left_out_of(found)
     if not isinstance(found, Contents):
         plain = isinstance(found.root, dict) and list(found.root) == list(found.tensors)
         return () if plain else ("the containers and plain values around the tensors",)

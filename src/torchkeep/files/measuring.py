@@ -51,6 +51,9 @@ class Difference(Struct, frozen=True):
 def same_bytes(left: Elements, right: Elements, rows: tuple[Row, Row], executor: Executor) -> bool:
     """Tell whether two tensors of one shape and dtype have the same bits."""
     (mine, theirs), nbytes = rows, rows[0].nbytes
+    known = left.same_as(mine.name, right, theirs.name)
+    if known is not None:
+        return known
     for start in range(0, nbytes, _BITS):
         stop = min(start + _BITS, nbytes)
         if stop - start < _BITS // 4:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
+from torchkeep.archive.described import Described as DescribedState
 from torchkeep.errors import FormatError
 from torchkeep.files.collecting import Collected
 from torchkeep.files.modules import module_facts
@@ -53,6 +54,7 @@ def outline_whole(elements: Elements, file: ReadableFile | None) -> tuple[Collec
         collected = outline_rows(elements.listing)
         return collected, _add_document(collected, found)
     assert file is not None
+    assert not isinstance(found, DescribedState)  # `torchkeep.files.extracting` outlines checkpoints
     return _of_pickled(elements, found, file), None
 
 

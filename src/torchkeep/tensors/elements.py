@@ -13,6 +13,7 @@ from zlib import crc32
 
 import torch
 
+from torchkeep.archive.locating import locate
 from torchkeep.dtypes import DTYPES
 from torchkeep.formats.contents import Contents
 from torchkeep.formats.digests import CHUNK, digest
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from torchkeep.archive.described import Described as DescribedState
     from torchkeep.formats.pickles.objects import Extent, TensorRef
     from torchkeep.formats.sharded import Described
     from torchkeep.rows import Listing
@@ -46,11 +48,11 @@ class Elements(ABC):
 
     Attributes:
         listing: the rows.
-        described: what the file holds, or the files under an index.
+        described: what the file holds, or the files under an index, or the checkpoint.
     """
 
     listing: Listing
-    described: Described | Sharded
+    described: Described | Sharded | DescribedState
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> Tensor:
@@ -60,6 +62,14 @@ class Elements(ABC):
             DamageError: they are not what was written.
             StorageError: they can't be read.
         """
+
+    def same_as(self, name: str, other: Elements, theirs: str) -> bool | None:
+        """Tell without reading whether a tensor has the bits of another source's of the same shape and dtype.
+
+        None where that can't be told.
+        """
+        del name, other, theirs
+        return None
 
     @abstractmethod
     def finish(self) -> None:
@@ -72,7 +82,7 @@ class Elements(ABC):
         """
 
 
-class _Scratch:
+class Scratch:
     """Memory for one piece of a file at a time, shared by all files of a source."""
 
     def __init__(self) -> None:
@@ -101,7 +111,7 @@ class _Scratch:
 class _ContentsElements(Elements):
     """An open safetensors file."""
 
-    def __init__(self, file: ReadableFile, scratch: _Scratch) -> None:
+    def __init__(self, file: ReadableFile, scratch: Scratch) -> None:
         self._file, self._scratch = file, scratch
         self.described = self._contents = Contents(header_of(file))
         self._whole: tuple[str, Tensor] = ("", torch.empty(0))
@@ -153,7 +163,7 @@ class _ContentsElements(Elements):
 class _PickledElements(Elements):
     """An open file of torch.save: it has one checksum for each storage, compared at the end."""
 
-    def __init__(self, file: ReadableFile, scratch: _Scratch) -> None:
+    def __init__(self, file: ReadableFile, scratch: Scratch) -> None:
         self._file, self._scratch = file, scratch
         self.described = self._pickled = pickled_of(file)
         self._whole: tuple[str, Tensor] = ("", torch.empty(0))
@@ -240,9 +250,18 @@ class _ShardedElements(Elements):
 
 @contextmanager
 def opened_elements(storage: Storage, path: str | os.PathLike[str]) -> Iterator[Elements]:
-    """Open a file, an index or a folder; raises what `torchkeep.formats.sharded.located` and reading raise."""
-    scratch = _Scratch()
+    """Open a file, an index, a folder or a checkpoint.
+
+    Raises what `torchkeep.formats.sharded.located`, `torchkeep.archive.locating.locate` and reading raise.
+    """
+    scratch = Scratch()
+    kept = locate(path)
     with ExitStack() as stack:
+        if kept is not None:
+            from torchkeep.tensors.piecewise import CheckpointElements  # noqa: PLC0415 - it builds on this module
+
+            yield CheckpointElements(*kept, scratch, stack)
+            return
 
         def of_file(path: str) -> Elements:
             file = stack.enter_context(closing(storage.open(path)))
