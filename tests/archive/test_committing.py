@@ -7,7 +7,7 @@ import pytest
 import torchkeep as tk
 from archive_states import ROOT, content, state, writer
 from torchkeep.archive import Archive, Part, TensorBytes, Writer
-from torchkeep.errors import MissingCheckpointError, NoMatchError, StoreError
+from torchkeep.errors import DamageError, MissingCheckpointError, NoMatchError, StoreError
 from torchkeep.formats import listing_of
 from torchkeep.storage.local_folders import LOCAL_FOLDERS
 from torchkeep.storage.memory import MemoryStorage
@@ -66,20 +66,22 @@ def test_a_sharded_tensor_is_put_together(disk):
 
 
 def test_pieces_can_be_read_to_where_they_belong(disk):
-    """What finds room is read to there and verified; what finds none is handed out."""
-    with writer(disk, chunk=4096) as store:
-        manifest = store.commit(1, state(w=LONG * 16, v=LONG))
-        place, taken = bytearray(4096), []
+    """A large piece that finds room is read to there and verified; a small one, or without room, is handed out."""
+    large = LONG * 36_000  # too large to travel with others
+    with writer(disk, chunk=2**24) as store:
+        manifest = store.commit(1, state(w=large, v=LONG))
+        place, taken = bytearray(len(large)), []
         store.read(
             manifest,
             ["w", "v"],
             lambda name, *_: taken.append(name),
             lambda name, _: memoryview(place) if name == "w" else None,
         )
-        assert "v" in taken
-        store.read(manifest, ["w"], lambda *_: taken.append("again"), lambda *_: memoryview(place))
-        assert bytes(place) == LONG * 16
-        assert "again" not in taken
+        assert (taken, bytes(place) == large) == (["v"], True)
+        data = next(data for path, data in disk._folders[f"{ROOT}/packs"].items()).data
+        data[4096 + 100] ^= 1
+        with pytest.raises(DamageError, match="tensor 'w'"):
+            store.read(manifest, ["w"], lambda *_: None, lambda *_: memoryview(place))
 
 
 def test_a_pack_is_a_file_that_torchkeep_and_others_read(tmp_path):

@@ -19,6 +19,8 @@ _BEFORE: Final = b'{"blake3":"'
 _AFTER: Final = b'",'
 _REST: Final = len(_BEFORE) + 64 + len(_AFTER)
 _GUESS: Final = 4096
+_MOST_LINE: Final = 64 * 1024 * 1024
+_MOST: Final = 1024 * 1024 * 1024
 
 
 def sealed(text: bytes, before: bytes = b"") -> bytes:
@@ -46,13 +48,24 @@ def _digits(before: bytes, rest: bytes) -> bytes:
 
 def first_line(file: Readable) -> bytes:
     """Read the first line of a file, its newline included; all of it where there is no newline."""
-    length = min(_GUESS, file.size)
+    length, most = min(_GUESS, file.size), min(_MOST_LINE, file.size)
     while True:
         start = file.read(0, length)
         end = start.find(b"\n")
-        if end >= 0 or length == file.size:
+        if end >= 0 or length == most:
             return start if end < 0 else start[: end + 1]
-        length = min(2 * length, file.size)
+        length = min(2 * length, most)
+
+
+def all_of(file: Readable) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        DamageError: it is larger than anything that is written in lines.
+    """
+    if file.size > _MOST:
+        raise damaged(file.path, 0, file.size, f"it has {file.size} bytes, and no more than {_MOST} make sense")
+    return file.read(0, file.size)
 
 
 def damaged(path: str, start: int, stop: int, problem: str, tensor: str = "") -> DamageError:

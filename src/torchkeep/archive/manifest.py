@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from torchkeep.archive.consistency import check_body
 from torchkeep.archive.lines import damaged, holds, sealed
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import DamageError, FormatError, NewerFormatError
@@ -201,12 +202,18 @@ class Manifest:
     @cached_property
     def tree(self) -> Any:
         """The tree as it was given: JSON's own types."""
-        return msgspec.json.decode(self.body.tree)
+        return self._given("tree", self.body.tree)
 
     @cached_property
     def recipe(self) -> Any:
         """The recipe as it was given: JSON's own types; None when there is none."""
-        return msgspec.json.decode(self.body.recipe)
+        return self._given("recipe", self.body.recipe)
+
+    def _given(self, what: str, raw: msgspec.Raw) -> Any:
+        try:
+            return msgspec.json.decode(raw)
+        except (msgspec.DecodeError, RecursionError) as cause:
+            raise FormatError(f"the {what} in {self.path!r} can't be read: {cause}") from cause
 
 
 def encode_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -242,9 +249,13 @@ def decode_summary(path: str, line: bytes) -> Summary:
         raise damaged(path, 0, len(line), "the digest of its first line differs")
     try:
         version = _version_decoder.decode(line)
-        check_version(path, version.format, version.version, FORMAT, VERSION)
+    except (msgspec.DecodeError, RecursionError) as cause:
+        raise FormatError(f"{path!r} is no manifest: {cause}; check the path") from cause
+    check_version(path, version.format, version.version, FORMAT, VERSION)
+    try:
         summary = _summary_decoder.decode(line)
-    except msgspec.DecodeError as cause:
+        summary.values()
+    except (msgspec.DecodeError, RecursionError, FormatError) as cause:
         raise FormatError(f"the summary in {path!r} is not what it should be: {cause}") from cause
     name = name_of(path.rpartition("/")[2])
     if name is None or (name.sequence, name.step) != (summary.sequence, summary.step):
@@ -271,36 +282,10 @@ def decode_manifest(path: str, content: bytes) -> Manifest:
         raise damaged(path, end, len(content), "the digest of its second line differs")
     try:
         body = _body_decoder.decode(content[end:])
-        _check(body)
-    except (msgspec.DecodeError, FormatError) as cause:
+        check_body(body)
+    except (msgspec.DecodeError, RecursionError, FormatError) as cause:
         raise FormatError(f"the manifest {path!r} contradicts itself: {cause}") from cause
     return Manifest(path, summary, body)
-
-
-def _check(body: Body) -> None:
-    for name, tensor in body.tensors.items():
-        if tensor.dtype not in DTYPES:
-            raise FormatError(f"tensor {name!r} has the dtype {tensor.dtype!r}, which is not known here")
-        _check_pieces(name, tensor, body.packs)
-    for alias, owner in body.aliases.items():
-        if owner not in body.tensors or alias in body.tensors:
-            raise FormatError(f"{alias!r} is an alias of {owner!r}, and that can't be")
-
-
-def _check_pieces(name: str, tensor: Stored, packs: tuple[Pack, ...]) -> None:
-    itemsize, shape = DTYPES[tensor.dtype].itemsize, tensor.shape
-    filled = 0
-    for piece in tensor.pieces:
-        nbytes = prod(piece.shape) * itemsize
-        inside = len(piece.offset) == len(piece.shape) == len(shape) and all(
-            first + size <= whole for first, size, whole in zip(piece.offset, piece.shape, shape, strict=True)
-        )
-        pack = packs[piece.pack] if piece.pack < len(packs) else None
-        if not inside or pack is None or piece.stop - piece.start != nbytes or piece.stop > pack.size:
-            raise FormatError(f"the piece of tensor {name!r} at {list(piece.offset)} does not fit")
-        filled += nbytes
-    if filled != tensor.nbytes or len({piece.offset for piece in tensor.pieces}) != len(tensor.pieces):
-        raise FormatError(f"the pieces of tensor {name!r} do not fill its shape {list(shape)}")
 
 
 def missing(path: str) -> DamageError:

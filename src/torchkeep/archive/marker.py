@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct
 
-from torchkeep.archive.lines import damaged, holds, sealed
+from torchkeep.archive.lines import all_of, damaged, holds, sealed
 from torchkeep.archive.manifest import check_version
 from torchkeep.errors import FormatError, MissingFileError, StoreError
+from torchkeep.formats.locations import MARKER
 
 if TYPE_CHECKING:
     from torchkeep.storage.folders import FolderStorage
 
-MARKER: Final = "torchkeep.json"
 FORMAT: Final = "torchkeep-store"
 VERSION: Final = 1
 LOCK: Final = "lock"
@@ -50,7 +50,7 @@ def read_marker(storage: FolderStorage, root: str) -> str:
             f"{root!r} is no store of checkpoints: it has no {MARKER}; check the path, or save into it first"
         ) from cause
     with closing(file):
-        line = file.read(0, file.size)
+        line = all_of(file)
     if not holds(line):
         raise damaged(path, 0, len(line), "its digest differs")
     try:

@@ -6,9 +6,10 @@ import errno
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from torchkeep.archive.marker import FOLDERS, LOCK, MARKER, encode_marker, read_marker
+from torchkeep.archive.marker import FOLDERS, LOCK, encode_marker, read_marker
 from torchkeep.archive.packs import write_all
 from torchkeep.errors import MissingFileError, StorageError, StoreError
+from torchkeep.formats.locations import MARKER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,7 @@ def _refuse_others(storage: FolderStorage, root: str, names: list[str]) -> None:
     """Refuse a folder that is no store and holds something that a half-made store would not."""
     if MARKER in names:
         return
-    strange = sorted(set(names) - {LOCK, *FOLDERS})
+    strange = sorted(name for name in names if name not in FOLDERS and name.partition(".")[0] != LOCK)
     if strange:
         raise StoreError(
             f"{root!r} is no store of checkpoints (it has no {MARKER}), and it holds other things "
@@ -108,15 +109,25 @@ def prepare(storage: FolderStorage, root: str, ids: Callable[[], str]) -> str:
         storage.make_folder(f"{root}/{folder}")
     storage.sync_directory(f"{root}/")
     for session in storage.names(f"{root}/staging"):
-        for left in storage.names(f"{root}/staging/{session}"):
-            storage.remove(f"{root}/staging/{session}/{left}")
-        storage.remove_folder(f"{root}/staging/{session}")
+        _clear(storage, f"{root}/staging/{session}")
     staging = f"{root}/staging/{ids()}"
     storage.make_folder(staging)
     if MARKER not in names:
         write_new(storage, f"{staging}/{MARKER}", lambda file: write_synced(file, encode_marker(ids())))
         storage.rename(f"{staging}/{MARKER}", f"{root}/{MARKER}")
     return staging
+
+
+def _clear(storage: FolderStorage, path: str) -> None:
+    """Remove a session's folder, or what stands in its place; a symbolic link is removed and not followed."""
+    try:
+        names = storage.names(path)
+    except StorageError:
+        storage.remove(path)
+        return
+    for name in names:
+        storage.remove(f"{path}/{name}")
+    storage.remove_folder(path)
 
 
 def write_new(storage: FolderStorage, path: str, fill: Callable[[WritableFile], _Result]) -> _Result:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 from ctypes import memmove
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
-from torchkeep.archive.lines import damaged, first_line
+from torchkeep.archive.fetching import Fail, Place, Room, Take, check_sizes, fail_at_once, fetch
+from torchkeep.archive.lines import all_of, first_line
 from torchkeep.archive.manifest import (
     Manifest,
     Name,
@@ -16,7 +17,6 @@ from torchkeep.archive.manifest import (
     Summary,
     decode_manifest,
     decode_summary,
-    missing,
     name_of,
 )
 from torchkeep.archive.marker import read_marker
@@ -32,21 +32,13 @@ from torchkeep.errors import (
     NoMatchError,
     StoreError,
 )
-from torchkeep.formats.digests import digest
+from torchkeep.formats.digests import CHUNK
 from torchkeep.storage.buffers import Buffer
-from torchkeep.storage.transfer import Chunk, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from torchkeep.storage.base import ReadableFile
     from torchkeep.storage.folders import FolderStorage
-
-Take: TypeAlias = "Callable[[str, Piece, int], None]"
-"""Is given a tensor's name, a piece of it, and the address where its bytes lie until it returns."""
-
-Room: TypeAlias = "Callable[[str, Piece], memoryview | None]"
-"""Is given a tensor's name and a piece of it, and gives memory of that size where it may be read to at once."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +66,6 @@ class Restored(NamedTuple):
 
     manifest: Manifest
     skipped: tuple[DamageError, ...]
-
-
-class Place(NamedTuple):
-    """A piece of a tensor that is to be read."""
-
-    tensor: str
-    piece: Piece
 
 
 class Archive:
@@ -218,7 +203,7 @@ class Archive:
         path = self.manifest_path(name.file)
         try:
             with closing(self.storage.open(path)) as file:
-                content = file.read(0, file.size)
+                content = all_of(file)
         except MissingFileError as cause:
             raise MissingCheckpointError(f"{path!r} is not there any more: it was pruned") from cause
         return decode_manifest(path, content)
@@ -275,18 +260,14 @@ class Archive:
             DamageError: bytes are not what was written, or a pack is missing or cut short.
             StorageError: a pack can't be read.
         """
-        owners = dict.fromkeys(manifest.aliases.get(name, name) for name in names)
-        places = [Place(name, piece) for name in owners for piece in _stored(manifest, name).pieces]
-
-        def fail(place: Place, path: str, problem: str) -> None:
-            raise damaged(path, place.piece.start, place.piece.stop, problem, place.tensor)
-
-        self.read_places(manifest, places, take, fail, room)
+        self.read_places(manifest, _places(manifest, names), take, fail_at_once, room)
 
     def tensor(self, manifest: Manifest, name: str) -> bytearray:
         """Read one tensor whole: its bytes in row-major order. Raises what `read` does."""
         stored = _stored(manifest, manifest.aliases.get(name, name))
         itemsize = DTYPES[stored.dtype].itemsize
+        if stored.nbytes > CHUNK:  # less is worth no look
+            self.check_sizes(manifest, [name])
         buffer = Buffer(stored.nbytes)
 
         def take(_: str, piece: Piece, address: int) -> None:
@@ -301,62 +282,31 @@ class Archive:
         manifest: Manifest,
         places: Sequence[Place],
         take: Take,
-        fail: Callable[[Place, str, str], None],
+        fail: Fail,
         room: Room | None = None,
     ) -> None:
         """Read places pack by pack; ``fail`` is told of each that is damaged, and may raise."""
-        by_pack: dict[int, list[Place]] = {}
-        for place in sorted(places, key=lambda place: place.piece.start):
-            by_pack.setdefault(place.piece.pack, []).append(place)
-        for number, found in by_pack.items():
-            pack = manifest.body.packs[number].id
-            path = self.pack_path(pack)
-            try:
-                file = self.storage.open(path)
-            except MissingFileError as cause:
-                raise self._missing(manifest, path) from cause
-            with closing(file):
-                whole = [place for place in found if place.piece.stop <= file.size]
-                for place in found[len(whole) :]:
-                    fail(place, path, f"the file has only {file.size} bytes")
-                self._read_pack(file, pack, whole, take=take, fail=fail, room=room)
 
-    def _read_pack(
-        self,
-        file: ReadableFile,
-        pack: str,
-        places: Sequence[Place],
-        *,
-        take: Take,
-        fail: Callable[[Place, str, str], None],
-        room: Room | None,
-    ) -> None:
-        bad: set[int] = set()
+        def verified(pack: str, start: int, view: memoryview) -> None:
+            self._marks[pack, start] = mark_of(view)
 
-        def check(chunk: Chunk, view: memoryview) -> None:
-            place = places[chunk.tensor]
-            if digest(view).hex() != place.piece.digest:
-                bad.add(chunk.tensor)
-                fail(place, file.path, "the digest of these bytes differs")
-            else:
-                self._marks[pack, place.piece.start] = mark_of(view)
+        fetch(self, manifest, places, take, fail, room=room, verified=verified)
 
-        def hand(chunk: Chunk, address: int) -> None:
-            if chunk.tensor not in bad:
-                take(*places[chunk.tensor], address)
+    def check_sizes(self, manifest: Manifest, names: Iterable[str]) -> None:
+        """Look whether the packs of tensors have the bytes that the manifest promises, before memory is taken.
 
-        chunks = [
-            Chunk(place.piece.start, place.piece.stop - place.piece.start, position, 0)
-            for position, place in enumerate(places)
-        ]
-        place = None if room is None else lambda chunk: room(*places[chunk.tensor])
-        read_chunks(file, chunks, hand, check, place)
+        Raises:
+            NoMatchError: the checkpoint has no tensor of that name.
+            DamageError: a pack is missing or cut short.
+            StorageError: a pack can't be read.
+        """
+        check_sizes(self, manifest, _places(manifest, names))
 
-    def _missing(self, manifest: Manifest, path: str) -> DamageError | MissingCheckpointError:
-        """Tell a pack that was lost from one that was pruned, with its manifest, while it was read."""
-        if manifest.path.rpartition("/")[2] in {name.file for name in self.names()}:
-            return missing(path)
-        return MissingCheckpointError(f"{manifest.path!r} was pruned while it was read; read a later checkpoint")
+
+def _places(manifest: Manifest, names: Iterable[str]) -> list[Place]:
+    """Return all pieces of tensors; those of an alias are its owner's."""
+    owners = dict.fromkeys(manifest.aliases.get(name, name) for name in names)
+    return [Place(name, piece) for name in owners for piece in _stored(manifest, name).pieces]
 
 
 def _stored(manifest: Manifest, name: str) -> Stored:

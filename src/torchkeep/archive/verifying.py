@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
+from torchkeep.archive.fetching import Place
 from torchkeep.archive.manifest import Name, missing
-from torchkeep.archive.reading import Place
 from torchkeep.errors import DamageError, MissingFileError
 from torchkeep.formats.digests import digest
 

@@ -110,6 +110,7 @@ class Writer(Archive):
     def close(self) -> None:
         """Give the lock back; a second call does nothing."""
         if not self._lock.held:  # also in a forked child, where nobody would ever end what was in flight
+            self._lock.release()
             return
         with self._busy:
             with suppress(StorageError):  # the next writer clears what is left
@@ -191,10 +192,10 @@ class Writer(Archive):
             UnsavableError: something can't be kept.
             StorageError: the operating system refused; the store holds what it held before.
         """
-        self._check_held()  # before waiting: in a forked child nobody would ever end what was in flight
+        self._lock.confirm()  # before waiting: in a forked child nobody would ever end what was in flight
         with self._busy:
-            self._check_held()
-            self._check_step(step)
+            self._lock.confirm()
+            self.check_step(step)
             content = Content.of(aliases, tree, recipe, versions)
             encoded = encode_metrics(metrics)
             wanted = [piece for name, tensor in tensors.items() for piece in pieces_of(name, tensor, self._chunk)]
@@ -278,14 +279,8 @@ class Writer(Archive):
         self._latest = manifest.sequence
         self.build_on(manifest)
 
-    def _check_held(self) -> None:
-        if not self._lock.held:
-            raise StoreError(
-                f"{self.root!r} can't be written: it was closed, or this process was forked from the one that "
-                "opened it; write from that one, or open it again"
-            )
-
-    def _check_step(self, step: int) -> None:
+    def check_step(self, step: int) -> None:
+        """Raise StoreError where a step can't be the next one: it goes backwards, or is no whole number."""
         if type(step) is not int or step < 0:
             raise StoreError(f"a step is a whole number from 0 on, not {step!r}")
         if self._last and step < self._last.step:
@@ -307,9 +302,9 @@ class Writer(Archive):
             StoreError: this process does not hold the lock.
             StorageError: the operating system refused.
         """
-        self._check_held()  # before waiting: in a forked child nobody would ever end what was in flight
+        self._lock.confirm()  # before waiting: in a forked child nobody would ever end what was in flight
         with self._busy:
-            self._check_held()
+            self._lock.confirm()
             summaries = self.summaries()
             kept = retention.kept(summaries) | self._precious()
             names = self.names()

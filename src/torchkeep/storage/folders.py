@@ -8,11 +8,23 @@ from torchkeep.storage.base import Storage
 
 
 class Lock(Protocol):
-    """An exclusive lock that is held until it is released, or until its process ends."""
+    """An exclusive lock that is held until it is released, or until its process ends.
+
+    A lease may be lost before, to who took its process for dead: `confirm` tells.
+    """
 
     @property
     def held(self) -> bool:
         """Whether this process holds it; a forked child does not."""
+        ...
+
+    def confirm(self) -> None:
+        """Look whether this process still holds it.
+
+        Raises:
+            StoreError: it does not, or not any more.
+            StorageError: that can't be told.
+        """
         ...
 
     def release(self) -> None:

@@ -9,16 +9,21 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import time
 from weakref import WeakSet
 
 import msgspec
 
-from torchkeep.errors import StorageError, StoreLockedError
+from torchkeep.errors import StorageError, StoreError, StoreLockedError
 from torchkeep.formats.opening import refused
 
 _POLL = 0.02
 _MOST = 4096
+
+
+class NoLocksError(StorageError):
+    """The system, or the file system, has no flock."""
 
 
 class FileLock:
@@ -30,21 +35,19 @@ class FileLock:
 
     Raises:
         StoreLockedError: another still holds it.
-        StorageError: the operating system refused, or there are no locks.
+        NoLocksError: the file system has no flock.
+        StorageError: the operating system refused.
     """
 
     def __init__(self, path: str, wait: float) -> None:
-        self._descriptor, self._owner = -1, os.getpid()
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as cause:
-            raise refused(cause, "lock", path) from cause
+        self._path, self._descriptor, self._owner = path, -1, os.getpid()
+        descriptor = _open(path)
         # From here on a fork closes it in the child, also while this thread still waits.
         self._descriptor = descriptor
         _all.add(self)
         try:
             _take(descriptor, path, wait)
-            _sign(descriptor)
+            _sign(descriptor, path)
         except BaseException:
             self.release()
             raise
@@ -53,6 +56,11 @@ class FileLock:
     def held(self) -> bool:
         """Whether this process holds it."""
         return self._descriptor >= 0 and self._owner == os.getpid()
+
+    def confirm(self) -> None:
+        """Raise StoreError where this process does not hold it."""
+        if not self.held:
+            raise not_held(self._path)
 
     def release(self) -> None:
         """Give it back."""
@@ -79,9 +87,7 @@ def _take(descriptor: int, path: str, wait: float) -> None:
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock  # noqa: PLC0415 - not there on every system
     except ImportError as cause:
-        raise StorageError(
-            f"can't lock {path!r}: this system has no flock; write the store from another"
-        ) from cause
+        raise NoLocksError(f"can't lock {path!r}: this system has no flock") from cause
     until = time.monotonic() + wait
     while True:
         try:
@@ -93,9 +99,7 @@ def _take(descriptor: int, path: str, wait: float) -> None:
             raise locked(path, _holder(descriptor), wait) from cause
         except OSError as cause:
             if cause.errno in {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}:
-                raise StorageError.wrap(
-                    cause, f"can't lock {path!r}: that file system has no locks (flock); keep the store on another"
-                ) from cause
+                raise NoLocksError.wrap(cause, f"can't lock {path!r}: that file system has no flock") from cause
             raise refused(cause, "lock", path) from cause
         else:
             return
@@ -109,15 +113,42 @@ def locked(path: str, holder: str, wait: float) -> StoreLockedError:
     )
 
 
-def _sign(descriptor: int) -> None:
+def not_held(path: str) -> StoreError:
+    """Return the error for a lock that this process does not hold."""
+    return StoreError(
+        f"the store with the lock {path!r} can't be written: it was closed, or this process was forked from the "
+        "one that opened it; write from that one, or open it again"
+    )
+
+
+def _open(path: str) -> int:
+    """Open or make the file. It is nobody else's: what a link leads to is not written to."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as cause:
+        if cause.errno == errno.ELOOP:
+            raise StorageError.wrap(
+                cause, f"can't lock {path!r}: it is a symbolic link; remove it, it is made anew"
+            ) from cause
+        raise refused(cause, "lock", path) from cause
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StorageError(f"can't lock {path!r}: it is no regular file; remove it, it is made anew")
+    return descriptor
+
+
+def _sign(descriptor: int, path: str) -> None:
     """Write down who holds the lock. A full disk must not matter here."""
+    if os.fstat(descriptor).st_nlink > 1:  # it is another file as well
+        return
     text = msgspec.json.encode({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()})
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text, 0)
     except OSError as cause:
         if cause.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise refused(cause, "write", "lock") from cause
+            raise refused(cause, "write", path) from cause
 
 
 def _holder(descriptor: int) -> str:

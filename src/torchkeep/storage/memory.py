@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 from torchkeep.errors import StorageError
 from torchkeep.formats.opening import refused, truncated
 from torchkeep.storage.journal import FOLDER, Entries, FileSynced, FolderSynced, Node, Step, Written, apply
-from torchkeep.storage.locking import locked
+from torchkeep.storage.locking import locked, not_held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -210,6 +210,11 @@ class MemoryLock:
         """Whether it was not given back yet."""
         return self._all.get(self._path) is self
 
+    def confirm(self) -> None:
+        """Raise StoreError where it was given back."""
+        if not self.held:
+            raise not_held(self._path)
+
     def release(self) -> None:
         """Give it back."""
         if self.held:
@@ -260,12 +265,12 @@ class MemoryReader:
         self._storage.called("fill", self.path)
         buffer.view[begin:end] = self._bytes(start, end - begin)
 
-    def fill_at_once(self, start: int, view: memoryview) -> int:
-        """Fill ``view`` from position ``start``: nothing here is waited for."""
-        self._storage.called("fill_at_once", self.path)
-        found = bytes(self._node.data[start : start + len(view)])
-        view[: len(found)] = found
-        return len(found)
+    def fill_view(self, start: int, view: memoryview, _: Buffer, begun: Callable[[], object]) -> None:
+        """Fill ``view`` from position ``start``."""
+        self._storage.called("fill_view", self.path)
+        found = self._bytes(start, len(view))
+        begun()
+        view[:] = found
 
     def _bytes(self, start: int, length: int) -> bytes:
         if start + length > len(self._node.data):

@@ -45,6 +45,7 @@ def read_archived(
     """
     owners = {name: manifest.aliases.get(name, name) for name in names}
     made: dict[str, Tensor] = {}
+    archive.check_sizes(manifest, owners.values())  # before memory is taken for what may not be there
     for owner in owners.values():
         if owner not in made:
             made[owner] = _made(owner, manifest.tensors[owner], manifest.path, device)
