@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torchkeep.tables.table import ParameterTable as ParameterTable
     from torchkeep.tables.table import params as params
     from torchkeep.tensors.checkpoints import Checkpoint as Checkpoint
+    from torchkeep.training.states import TrainingState as TrainingState
     from torchkeep.tying import TieGroup as TieGroup
     from torchkeep.tying import keeping_ties as keeping_ties
     from torchkeep.tying import materialize as materialize
@@ -63,6 +64,7 @@ _HOMES = {
     "tables.structure": ("tree",),
     "tables.table": ("ParameterTable", "params"),
     "tensors.checkpoints": ("Checkpoint",),
+    "training.states": ("TrainingState",),
     "tying": ("TieGroup", "keeping_ties", "materialize", "tie", "ties"),
 }
 """Public names by the module that defines them."""

@@ -90,13 +90,13 @@ def _set_accelerator(state: Any) -> tuple[str, ...]:
     if state is None:
         none = f"the random generators of {device} keep their state: the checkpoint has none of them"
         return () if device is None else (none,)
-    if state["type"] != device:
+    if device is None or state["type"] != device:
         return (f"the state of the random generators of {state['type']}: there is no such device here",)
     count = _count(device)
     for index, one in enumerate(state["states"][:count]):
         _set(device, index, one.cpu())
     kept = len(state["states"])
-    return () if count == kept else (f"random generators: the checkpoint has {kept} of {device}, here are {count}",)
+    return () if count == kept else (f"random generators: the checkpoint has {kept} of {device}, here: {count}",)
 
 
 def _count(device: str) -> int:

@@ -1,0 +1,84 @@
+"""What optimizers' parameters are called: as in the modules of the state, wherever they are in one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchkeep.names import join
+from torchkeep.tensors.sharing import unused_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from torchkeep.tables.survey import Survey
+
+MODEL = "model"
+"""The part whose parameters need no prefix."""
+
+
+class Names:
+    """Names of the parameters in a state's modules.
+
+    Those of the part ``model``, or of the only module, are the module's own; those of other modules, which are in
+    no earlier one, begin with their part. A tied parameter has its owner's name.
+
+    Attributes:
+        surveys: of the modules, by part.
+    """
+
+    def __init__(self, surveys: Mapping[str, Survey]) -> None:
+        self.surveys = dict(surveys)
+        self._names: dict[int, str] = {}
+        for part in sorted(surveys, key=lambda part: part != MODEL):
+            found = surveys[part]
+            prefix = "" if part == MODEL or len(surveys) == 1 else part
+            for row, tensor, places in zip(found.listing.rows, found.tensors, found.places, strict=True):
+                for place in places:
+                    one = place.tensor
+                    # Two Parameters over one memory have each a state of their own.
+                    name = row.name if one is tensor else place.name
+                    self._names.setdefault(id(one), join(prefix, name))
+
+    def are_of(self, surveys: Mapping[str, Survey]) -> bool:
+        """Tell whether they were made from these very surveys."""
+        return self.surveys.keys() == surveys.keys() and all(
+            self.surveys[part] is found for part, found in surveys.items()
+        )
+
+    def of_groups(self, groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        """Return distinct names of the parameters in an optimizer's groups.
+
+        One that is in no module has the name that its group gives it (``param_names``), or else one that says
+        where it is: ``group-0.position-3``.
+        """
+        taken: set[str] = set()
+        found = [[self._claimed(self._names.get(id(one)), taken) for one in group["params"]] for group in groups]
+        for number, (group, names) in enumerate(zip(groups, found, strict=True)):
+            for position, name in enumerate(names):
+                if not name:
+                    wanted = _given(group, position) or f"group-{number}.position-{position}"
+                    names[position] = unused_name(wanted, taken)
+                    taken.add(names[position])
+        return found
+
+    @staticmethod
+    def _claimed(name: str | None, taken: set[str]) -> str:
+        if name is None:
+            return ""
+        name = unused_name(name, taken)  # a child of the model may be called as another part is
+        taken.add(name)
+        return name
+
+    def of(self, parameter: Tensor) -> str | None:
+        """Return a parameter's name; None where it is in no module."""
+        return self._names.get(id(parameter))
+
+
+def _given(group: Mapping[str, Any], position: int) -> str | None:
+    """Return the name that a group itself gives a parameter."""
+    given = group.get("param_names")
+    if not isinstance(given, list | tuple) or len(given) != len(group["params"]):
+        return None
+    return given[position] if isinstance(given[position], str) else None
