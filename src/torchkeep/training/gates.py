@@ -1,0 +1,101 @@
+"""Know when an optimizer steps, and let it wait for a snapshot.
+
+One hook for all optimizers of the process, by PyTorch's own `register_optimizer_step_pre_hook`, looks at the gates
+that are closed. Hooks of single optimizers would have to be taken away while their optimizer, in another thread, goes
+through them perhaps, which PyTorch does not allow.
+"""
+
+from __future__ import annotations
+
+import os
+from threading import Lock, local
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch.optim import Optimizer
+
+
+class Gate:
+    """Something that the steps of some optimizers wait for.
+
+    Args:
+        optimizers: these; they are kept alive meanwhile.
+        wait: called before each step of them, in the thread that steps.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer], wait: Callable[[], None]) -> None:
+        self.optimizers = {id(optimizer): optimizer for optimizer in optimizers}
+        self.wait = wait
+
+
+class _Steps(local):
+    """The optimizers that are stepping in this thread; after a step that raised, until the next one ends."""
+
+    def __init__(self) -> None:
+        self.running: WeakSet[Optimizer] = WeakSet()
+
+
+_steps = _Steps()
+_changing = Lock()
+_closed: tuple[Gate, ...] = ()
+_watching = False
+
+
+def watch_steps() -> None:
+    """Begin to look at the steps of this process's optimizers, once for all."""
+    global _watching  # noqa: PLW0603 - PyTorch's hooks are as global
+    with _changing:
+        if not _watching:
+            register_optimizer_step_pre_hook(_before_step)
+            register_optimizer_step_post_hook(_after_step)
+            _watching = True
+
+
+def close_gate(gate: Gate) -> None:
+    """Let steps wait from now on."""
+    global _closed  # noqa: PLW0603 - same
+    with _changing:
+        _closed = (*_closed, gate)
+
+
+def open_gate(gate: Gate) -> None:
+    """Let steps pass again; a second call does nothing."""
+    global _closed  # noqa: PLW0603 - same
+    with _changing:
+        _closed = tuple(one for one in _closed if one is not gate)
+
+
+def closed_gates() -> tuple[Gate, ...]:
+    """Return the gates that steps wait for now."""
+    return _closed
+
+
+def is_stepping(optimizers: Iterable[Optimizer]) -> bool:
+    """Tell whether this thread is inside of a step of one of these: their tensors are about to change."""
+    return any(optimizer in _steps.running for optimizer in optimizers)
+
+
+def _before_step(optimizer: Optimizer, *_: Any) -> None:
+    _steps.running.add(optimizer)
+    for gate in _closed:
+        if id(optimizer) in gate.optimizers:
+            gate.wait()
+
+
+def _after_step(optimizer: Optimizer, *_: Any) -> None:
+    _steps.running.discard(optimizer)
+
+
+def _forget() -> None:
+    """In a forked child nobody would ever open a gate."""
+    global _closed, _changing
+    _closed, _changing = (), Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,273 @@
+"""Copy a state to memory of its own while the next forward and backward already run.
+
+What only optimizers change, in their steps, is copied by a background thread, and every step waits for that and
+helps. Everything else is copied before the save returns. Nothing is locked while a forward runs, so a write to a
+parameter that is no step can't be kept from tearing the copy; it is found out, and the save fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from threading import Event, Lock, get_ident
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import torch
+
+from torchkeep.archive import TensorBytes
+from torchkeep.errors import StoreError
+from torchkeep.tensors.copying import copy_out, plain_address
+from torchkeep.tensors.dtypes import dtype_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+PIECE: Final = 4 * 1024 * 1024
+"""Bytes that are copied at once: a step that waits takes its share in pieces of this size."""
+_ALIGNED: Final = 64
+_MANY: Final = 256
+"""So many small tensors are copied at once."""
+_QUICK: Final = 64 * 1024
+"""Copies of fewer bytes don't give up the interpreter's lock: getting it back may take longer than they do."""
+_POLL: Final = 0.05
+_SHOWN: Final = 5
+
+_move_quickly = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
+    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+)
+
+_Move: TypeAlias = tuple[int, "int | Tensor", int]
+"""Where to, where from (a tensor where its bytes do not lie in order), how many bytes."""
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Name the first of many."""
+    more = len(names) - _SHOWN
+    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
+
+
+def move(address: int, source: int, nbytes: int) -> None:
+    """Copy bytes from address to address."""
+    (_move_quickly if nbytes < _QUICK else ctypes.memmove)(address, source, nbytes)
+
+
+def held(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the same memory, which stay on it when the originals are given other memory."""
+    found = {name: tensor.detach() for name, tensor in tensors.items()}
+    for name, tensor in found.items():
+        if tensor.is_conj() or tensor.is_neg():
+            found[name] = tensor.resolve_conj().resolve_neg()
+    return found
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Return how much memory a snapshot of tensors takes."""
+    return sum(-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in tensors)
+
+
+def live_bytes(tensors: Mapping[str, Tensor]) -> dict[str, TensorBytes]:
+    """Return tensors as a commit takes them, out of their own memory."""
+    return {name: _bytes_of(tensor, plain_address(tensor)) for name, tensor in tensors.items()}
+
+
+def _bytes_of(tensor: Tensor, source: int | None) -> TensorBytes:
+    def copy(start: int, nbytes: int, address: int) -> None:
+        if source is None:
+            copy_out(tensor, start, nbytes, address)
+        else:
+            move(address, source + start, nbytes)
+
+    return TensorBytes.whole(dtype_name(tensor.dtype), tuple(tensor.shape), copy)
+
+
+class Snapshot:
+    """A copy of tensors that is being made.
+
+    Args:
+        tensors: by name, as `held` returns them.
+        stepped: names of those that only steps change; the others are copied first.
+        address: memory of `size_of` bytes.
+        piece: bytes that are copied at once.
+
+    Attributes:
+        error: why there will be no snapshot.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], stepped: frozenset[str], address: int, piece: int = PIECE
+    ) -> None:
+        self.error: BaseException | None = None
+        self._tensors = tensors
+        self._places: dict[str, int] = {}
+        for name, tensor in tensors.items():
+            self._places[name] = address
+            address += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+        counts = {name: _count(tensors[name]) for name in tensors if name in stepped}
+        self._counts = {name: count for name, count in counts.items() if count is not None}
+        first = list(self._cut([name for name in tensors if name not in self._counts], piece))
+        self._items = [*first, *self._cut(list(self._counts), piece)]
+        self._first = len(first)
+        self._done = bytearray(len(self._items))
+        self._now, self._later = iter(range(self._first)), iter(range(self._first, len(self._items)))
+        self._first_copied, self._copied, self._moved = Event(), Event(), Event()
+        self._helping: set[int] = set()
+        self._saver = 0
+        self._lock = Lock()
+        self._sound = self._sealed = False
+        if not self._first:
+            self._first_copied.set()
+        for device in {tensor.device for tensor in tensors.values()} - {torch.device("cpu")}:
+            torch.accelerator.synchronize(
+                device
+            )  # what was launched on any stream before this moment is part of it
+
+    def _cut(self, names: Sequence[str], piece: int) -> Iterator[list[_Move]]:
+        batch: list[_Move] = []
+        size = 0
+        for name in names:
+            tensor, place = self._tensors[name], self._places[name]
+            nbytes, source = tensor.nbytes, plain_address(tensor)
+            if source is None:
+                yield [(place, tensor, nbytes)]
+            elif nbytes > piece:
+                for start in range(0, nbytes, piece):
+                    yield [(place + start, source + start, min(piece, nbytes - start))]
+            elif nbytes:
+                batch.append((place, source, nbytes))
+                size += nbytes
+                if size >= piece or len(batch) == _MANY:
+                    yield batch
+                    batch, size = [], 0
+        if batch:
+            yield batch
+
+    # Copying
+
+    def copy_first(self) -> None:
+        """Copy what has to be copied before the save returns, together with the background thread.
+
+        Raises:
+            BaseException: what failed, in any thread.
+        """
+        self._copy(self._now)
+        self._first_copied.wait()
+        if self.error is not None:
+            raise self.error
+
+    def copy_all(self, before: Callable[[], None] | None = None) -> None:
+        """Copy everything, in the background thread.
+
+        Args:
+            before: called before each piece.
+
+        Raises:
+            BaseException: what failed, in any thread.
+            StoreError: tensors were changed meanwhile, outside of a step.
+        """
+        self._saver = get_ident()
+        self._copy(self._now, before)
+        self._copy(self._later, before)
+        while self._helping and self.error is None:
+            self._moved.wait(_POLL)
+            self._moved.clear()
+        for index in range(len(self._items)):  # what a thread had begun that was interrupted
+            if not self._done[index] and self.error is None:
+                self._copy_item(index)
+        if self.error is not None:
+            raise self.error
+        self._copied.set()
+        self._check()
+
+    def let_pass(self) -> None:
+        """Return when a step may begin; help until then. After a failure it may begin at once."""
+        if get_ident() == self._saver:
+            return
+        me = get_ident()
+        try:
+            self._helping.add(me)
+            self._copy(self._now)
+            self._copy(self._later)
+        finally:
+            self._helping.discard(me)
+            self._moved.set()
+        self._copied.wait()
+        if self.error is None and not self._sound:
+            try:
+                self._check(stepping=True)
+            except StoreError as error:
+                self.fail(error)
+
+    def _copy(self, indices: Iterator[int], before: Callable[[], None] | None = None) -> None:
+        while self.error is None:
+            index = next(indices, None)
+            if index is None:
+                return
+            try:
+                if before is not None:
+                    before()
+                self._copy_item(index)
+            except Exception as error:  # noqa: BLE001 - raised where the save is asked for
+                self.fail(error)
+
+    def _copy_item(self, index: int) -> None:
+        for place, source, nbytes in self._items[index]:
+            if isinstance(source, int):
+                move(place, source, nbytes)
+            else:
+                copy_out(source, 0, nbytes, place)
+        self._done[index] = 1
+        if index < self._first and not self._first_copied.is_set() and 0 not in self._done[: self._first]:
+            self._first_copied.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Give up, and let everyone go who waits."""
+        if self.error is None:
+            self.error = error
+        self._first_copied.set()
+        self._copied.set()
+
+    # Finding out what can't be trusted
+
+    def _changed(self) -> list[str]:
+        return [name for name, count in self._counts.items() if _count(self._tensors[name]) != count]
+
+    def _check(self, *, stepping: bool = False, sealing: bool = False) -> None:
+        """Raise where a tensor was changed that only a step may change.
+
+        PyTorch counts a change when it is over. So a count that is right just after the copy says little: only in
+        the thread that changes tensors, before its next step, does it say that nothing was changed while they were
+        copied. Where no step comes before all is written, that it is right by then has to do: a change would have
+        gone on from before the end of the copy until then.
+        """
+        with self._lock:
+            if not self._sound and not self._sealed:
+                changed = self._changed()
+                if changed:
+                    raise StoreError(
+                        f"{some_of(changed)} changed outside of an optimizer's step while the save copied "
+                        f"{'them' if len(changed) > 1 else 'it'} in the background, so the copy can't be trusted, "
+                        "and is not saved; save with overlap=False where other code writes to what they train"
+                    )
+                self._sound = stepping
+            self._sealed = self._sealed or sealing
+
+    def seal(self) -> None:
+        """Look for the last time, just before the checkpoint can be seen.
+
+        Raises:
+            StoreError: tensors were changed while they were copied, outside of a step.
+            BaseException: what else failed.
+        """
+        if self.error is not None:
+            raise self.error
+        self._check(sealing=True)
+
+    def tensor_bytes(self) -> dict[str, TensorBytes]:
+        """Return the copies as a commit takes them."""
+        return {name: _bytes_of(tensor, self._places[name]) for name, tensor in self._tensors.items()}
+
+
+def _count(tensor: Tensor) -> int | None:
+    """Return how often a tensor was changed; None where PyTorch does not count."""
+    return None if tensor.is_inference() else int(tensor._version)  # noqa: SLF001 - PyTorch documents it, under that name
