@@ -149,7 +149,7 @@ def _recipe(keepers: Mapping[str, Keeper], names: Names) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__, "torchkeep": __version__}
+    found = {"python": platform.python_version(), "torch": str(torch.__version__), "torchkeep": __version__}
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         found["numpy"] = numpy.__version__
