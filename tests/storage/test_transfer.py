@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import random
 import threading
@@ -29,10 +30,10 @@ def chunks_over(sizes, start):
     return chunks
 
 
-def moved(path, sizes, start, *, at_once=False):
+def moved(path, sizes, start, *, in_place=False):
     """Write random bytes in chunks of these sizes, read them back into other memory, and return both.
 
-    With ``at_once``, what the page cache holds is read straight to where it belongs.
+    With ``in_place``, large ones are read straight to where they belong.
     """
     chunks = chunks_over(sizes, start)
     total = sum(sizes)
@@ -58,7 +59,7 @@ def moved(path, sizes, start, *, at_once=False):
         return target.view[begin : begin + chunk.nbytes]
 
     reader = LOCAL.open(str(path))
-    read_chunks(reader, chunks, take, check, place if at_once else None)
+    read_chunks(reader, chunks, take, check, place if in_place else None)
     reader.close()
     assert digests == [digest(source.view[c.start - start : c.start - start + c.nbytes]) for c in chunks]
     return given_bytes, bytes(target.view[:total])
@@ -111,21 +112,74 @@ def test_every_byte_arrives_however_the_system_carries_it(tmp_path, monkeypatch,
         assert (tmp_path / "file").read_bytes()[start:] == sent
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_what_the_page_cache_holds_is_read_to_its_place_at_once(tmp_path, monkeypatch, cached):
-    """Cached chunks need no buffer between; what is not cached goes the ordinary way; the bytes are the same."""
-    asked = []
-    real = local.LocalReader.fill_at_once
+@pytest.mark.parametrize("start", [4096, 12_345])
+@pytest.mark.parametrize("cached", ["whole", "beginning", "with holes", "not"])
+@pytest.mark.parametrize("direct", ["direct", "refused", "refused when used", "short"])
+def test_large_chunks_reach_their_place_whatever_the_cache_holds(tmp_path, monkeypatch, start, cached, direct):
+    """Bytes in the page cache, some of them, none; with direct I/O, without, half of it: always the same bytes."""
+    real = os.preadv
+    asked = iter(range(10**9))
 
-    def fill_at_once(self, start, view):
-        asked.append(len(view))
-        return real(self, start, view) if cached else real(self, start, view[: len(view) // 2])
+    def preadv(descriptor, buffers, offset, flags=0):
+        by_direct = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT
+        if by_direct and direct == "refused when used":
+            raise OSError(errno.EINVAL, "direct I/O is not for this file system")
+        if not flags:
+            limit = 3 * PAGE if by_direct and direct == "short" else len(buffers[0])
+            return real(descriptor, [buffers[0][:limit]], offset)
+        is_probe = len(buffers[0]) == 1
+        if cached == "not" or (not is_probe and cached == "with holes" and next(asked) % 3 == 1):
+            raise OSError(errno.EAGAIN, "not in the cache")
+        if is_probe:
+            return 1
+        if cached == "beginning" and offset >= 2_000_000:
+            raise OSError(errno.EAGAIN, "not in the cache")
+        return real(descriptor, [buffers[0][:1_000_000]], offset)
 
-    monkeypatch.setattr(local.LocalReader, "fill_at_once", fill_at_once)
-    monkeypatch.setattr(local, "_DIRECT", 0)  # so that the file is in the cache
-    sent, received = moved(tmp_path / "file", [9_000_000, 12_000_000], 4096, at_once=True)
+    if direct == "refused":
+        monkeypatch.setattr(local, "_DIRECT", 0)
+    monkeypatch.setattr(os, "preadv", preadv)
+    sent, received = moved(tmp_path / "file", [9_000_000, 12_000_005, 300_000], start, in_place=True)
     assert received == sent
-    assert sorted(asked) == [9_000_000, 12_000_000]
+
+
+@pytest.mark.parametrize("how", ["cached", "not cached", "refused"])
+def test_a_place_is_begun_before_its_first_byte_changes_and_only_if_there_is_one(tmp_path, monkeypatch, how):
+    """What was not begun is as it was, however it is read; a chunk beyond the end of the file begins nothing."""
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * 700_000)
+    if how == "refused":
+        monkeypatch.setattr(local, "_DIRECT", 0)
+    if how == "not cached":
+        monkeypatch.setattr(local, "_IF_CACHED", 0)
+    reader = LOCAL.open(str(path))
+    room = memoryview(bytearray(900_000))
+    seen = []
+
+    def read(start):
+        chunk = Chunk(start, 300_000, 0, 0)
+        place = room[start : start + 300_000]
+        read_chunks(
+            reader,
+            [chunk],
+            lambda *_: None,
+            lambda *_: None,
+            lambda _: place,
+            begun=lambda chunk: seen.append((chunk.start, bytes(place).count(1))),
+        )
+
+    read(0)
+    with pytest.raises(DamageError):
+        read(600_000)
+    assert dict(reversed(seen)) == {0: 0, 600_000: 0}
+    os.truncate(path, 600_000)
+    room[600_000:] = bytes(300_000)
+    seen.clear()
+    with pytest.raises(DamageError):
+        read(600_000)
+    assert not seen
+    assert bytes(room).count(1) == 300_000
+    reader.close()
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a tmpfs")  # noqa: S108

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from torchkeep.formats.opening import Readable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torchkeep.storage.buffers import Buffer
 
 
@@ -36,8 +38,12 @@ class ReadableFile(Readable, Protocol):
         """Fill ``buffer[begin:end]`` from position ``start``; DamageError where the file ends before."""
         ...
 
-    def fill_at_once(self, start: int, view: memoryview) -> int:
-        """Fill as much of ``view`` from position ``start`` as can be had without waiting; return how much."""
+    def fill_view(self, start: int, view: memoryview, buffer: Buffer, begun: Callable[[], object]) -> None:
+        """Fill ``view`` from position ``start``; DamageError where the file ends before.
+
+        ``begun`` is called before the first byte changes, perhaps more than once. ``buffer`` may be used on the
+        way; it has room for all of ``view`` and two pages.
+        """
         ...
 
     def has_changed(self) -> bool:

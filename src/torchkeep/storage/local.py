@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from ctypes import addressof, c_char, memmove
 from threading import Thread
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from torchkeep.errors import StorageError
 from torchkeep.formats.opening import FileReader, refused, truncated
-from torchkeep.storage.buffers import Buffer, aligned_part
+from torchkeep.storage.buffers import PAGE, Buffer, aligned_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,11 @@ _Result = TypeVar("_Result")
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _PAYS_FROM: Final = 256 * 1024
 """Shorter reads and writes go through the page cache."""
+_BLOCK: Final = 1024 * 1024
+"""Read at a time on the way to elsewhere: it is still in the processor's cache when it is copied."""
+_HOLES: Final = 8
+"""Pages missing in the cache that are waited for, before the rest of a chunk counts as not cached."""
+_STEP: Final = 64 * 1024
 _IF_CACHED: Final = getattr(os, "RWF_NOWAIT", 0)
 _LARGE: Final = 64 * 1024 * 1024
 """Files from this size on are freed in the background when they are replaced."""
@@ -102,7 +108,7 @@ class LocalReader(FileReader):
         """Fill ``buffer[begin:end]`` from position ``start``."""
         shift = start - begin
         if self._direct is not None and end - begin >= _PAYS_FROM:
-            begin += self.fill_at_once(start, buffer.view[begin:end])
+            begin += self._fill_cached(start, buffer.view[begin:end])
         first, last = (begin, begin)
         if end - begin >= _PAYS_FROM:
             first, last = aligned_part(shift + begin, buffer, begin, end)
@@ -110,15 +116,49 @@ class LocalReader(FileReader):
         self._read(shift + begin, buffer.view[begin:first])
         self._read(shift + last, buffer.view[last:end])
 
-    def fill_at_once(self, start: int, view: memoryview) -> int:
+    def fill_view(self, start: int, view: memoryview, buffer: Buffer, begun: Callable[[], object]) -> None:
+        """Fill ``view`` from position ``start``; ``begun`` is called before the first byte changes."""
+        done = 0
+        if self._direct is not None and len(view) >= _PAYS_FROM:
+            done = self._fill_cached(start, view, begun)
+            done = self._fill_by_blocks(start, view, done, buffer, begun)
+        if done < len(view):
+            self._read(start + done, memoryview(bytearray(1)))  # fails, where all would, before anything changes
+            begun()
+            self._read(start + done, view[done:])
+
+    def _fill_by_blocks(
+        self, start: int, view: memoryview, done: int, buffer: Buffer, begun: Callable[[], object]
+    ) -> int:
+        """Fill ``view`` from byte ``done`` on by way of a buffer, as far as direct I/O reaches; return how far."""
+        address = addressof(c_char.from_buffer(view))
+        while len(view) - done >= _PAYS_FROM:
+            lead = (start + done) % PAGE
+            stop = min(lead + len(view) - done, _BLOCK)
+            _, last = self._read_direct(start + done - lead, buffer, 0, stop + -stop % PAGE)
+            got = min(last, stop) - lead
+            if got <= 0:
+                break
+            begun()
+            memmove(address + done, buffer.address + lead, got)
+            done += got
+        return done
+
+    def _fill_cached(self, start: int, view: memoryview, begun: Callable[[], object] = bool) -> int:
         """Fill the beginning of ``view`` with what the page cache holds, and return how much that was."""
         # A read that finds nothing starts reading ahead, all for nothing where direct I/O follows. One byte tells
         # as much; the last one, since what other reads' reading ahead brought in is at the beginning.
         if not self._get(memoryview(bytearray(1)), start + len(view) - 1):
             return 0
-        done = 0
-        while done < len(view) and (got := self._get(view[done:], start + done)):
-            done += got
+        begun()
+        done = holes = 0
+        while done < len(view) and holes < _HOLES:
+            if got := self._get(view[done:], start + done):
+                done += got
+            else:  # a page was dropped from the cache: wait for that one
+                step = min(_STEP, len(view) - done)
+                self._read(start + done, view[done : done + step])
+                holes, done = holes + 1, done + step
         return done
 
     def _get(self, view: memoryview, start: int) -> int:

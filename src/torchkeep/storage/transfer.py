@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 THREADS: Final = 2
 _GROUP: Final = 8 * 1024 * 1024
 """Small chunks travel together up to this many bytes."""
+_IN_PLACE: Final = 256 * 1024
+"""Shorter chunks are never read to their place before they are checked."""
 _GAP: Final = 32 * 1024
 """Unwanted bytes between two chunks that are rather read than jumped over."""
 
@@ -93,6 +95,8 @@ def read_chunks(
     take: Callable[[Chunk, int], None],
     check: Callable[[Chunk, memoryview], None],
     place: Callable[[Chunk], memoryview | None] | None = None,
+    *,
+    begun: Callable[[Chunk], object] = bool,
 ) -> None:
     """Read chunks and hand each out at an address, where it stays only until ``take`` returns.
 
@@ -101,8 +105,9 @@ def read_chunks(
         chunks: in the order of the file.
         take: copies a chunk's bytes from an address; called from several threads.
         check: raises when a chunk's bytes are not what they should be; called before ``take``.
-        place: memory where a large chunk may be read to at once if that needs no waiting, or None. There it is
-            checked, and ``take`` is not called. Left out, every chunk is taken.
+        place: memory where a large chunk may be read to at once, or None. There it is checked, and ``take`` is not
+            called. Left out, every chunk is taken.
+        begun: called before the first byte of such memory changes.
 
     Raises:
         StorageError: the operating system refused.
@@ -110,10 +115,11 @@ def read_chunks(
     """
 
     def move(group: Group, buffer: Buffer) -> None:
-        if place is not None and len(group.chunks) == 1:
-            chunk = group.chunks[0]
+        chunk = group.chunks[0]
+        if place is not None and chunk.nbytes >= _IN_PLACE and len(group.chunks) == 1:
             room = place(chunk)
-            if room is not None and file.fill_at_once(chunk.start, room) == chunk.nbytes:
+            if room is not None:
+                file.fill_view(chunk.start, room, buffer, lambda: begun(chunk))
                 check(chunk, room)
                 return
         shift = group.start % PAGE - group.start
@@ -184,7 +190,7 @@ class _Crew:
         self._pending = iter(groups)
         self._lock = Lock()
         self._move = move
-        self._room = PAGE + max((group.stop - group.start for group in groups), default=0)
+        self._room = 2 * PAGE + max((group.stop - group.start for group in groups), default=0)
 
     def work(self) -> None:
         """Move groups until none is left or something failed."""

@@ -97,7 +97,7 @@ def read_tensors(
             dtype = _dtype(stored.dtype, entry, contents.path)
             entries[entry] = empty(stored.shape, dtype, device, stored.strides)
             destinations.append(Destination(stored, entries[entry]))
-    read_into(file, contents, destinations, verify=verify, fresh=True)
+    read_into(file, contents, destinations, verify=verify)
     for owner, view in views.items():
         entries[owner] = _as_view(view, entries[view.base], owner, contents.path)
     return {name: entries[owner] for name, owner in owners.items()}
@@ -109,22 +109,23 @@ def read_into(
     destinations: Sequence[Destination],
     *,
     verify: bool = True,
-    fresh: bool = False,
     begun: Callable[[int], object] = bool,
 ) -> None:
     """Read entries of an open file into tensors, in parallel; autograd is told nothing.
+
+    Large chunks are read straight into their targets and verified there.
 
     Args:
         file: the file.
         contents: what it holds.
         destinations: where each entry goes.
         verify: whether bytes are compared with the digests in the file.
-        fresh: whether the targets were made for this, so that bytes may reach them before they are verified.
         begun: is told a destination's position before the first byte of its target changes, perhaps repeatedly,
             from any thread.
 
     Raises:
-        DamageError: bytes are not what was written. What was read before has reached its targets.
+        DamageError: bytes are not what was written. What was read before has reached its targets, and of a large
+            tensor the damaged bytes, too.
         FormatError: the file was changed while it was read.
         StorageError: the file can't be read.
     """
@@ -145,7 +146,8 @@ def read_into(
     def place(chunk: Chunk) -> memoryview | None:
         return takers[chunk.tensor].place(chunk)
 
-    read_chunks(file, sorted(_chunks(destinations, size)), take, check, place if fresh else None)
+    chunks = sorted(_chunks(destinations, size))
+    read_chunks(file, chunks, take, check, place, begun=lambda chunk: begun(chunk.tensor))
     if digests is None and file.has_changed():
         raise changed(contents.path)
 
