@@ -7,7 +7,7 @@ from msgspec import structs
 
 from crash_explorer import Explorer, Life, quietly
 from torchkeep.archive import Retention, Writer
-from torchkeep.archive.composing import Ready
+from torchkeep.archive.publishing import Publisher, Ready
 from torchkeep.errors import DamageError, TorchkeepError
 from torchkeep.storage.journal import FileSynced, FolderSynced
 from torchkeep.storage.memory import MemoryStorage
@@ -24,6 +24,11 @@ def expect(promise, life, kind=Writer, start=0):
     """Expect the explorer to find that a promise is broken, and for that reason."""
     with pytest.raises((AssertionError, TorchkeepError), match=promise):
         Explorer(kind).explore(life, start)
+
+
+def publishing(kind):
+    """Return a writer that publishes in that way."""
+    return type(kind.__name__, (Writer,), {"_publisher": kind})
 
 
 @pytest.mark.parametrize("what", [FileSynced, FolderSynced])
@@ -57,10 +62,11 @@ def test_a_missing_sync_is_found(what, monkeypatch):
 def test_a_directory_that_is_not_synced_after_a_rename_is_found(folder):
     """Packs whose names are not durable before the manifest is, or a manifest's when a save returns."""
 
-    class Hasty(Writer):
-        def _publish(self, files, into):
+    @publishing
+    class Hasty(Publisher):
+        def publish(self, files, into):
             if into != folder:
-                super()._publish(files, into)
+                super().publish(files, into)
                 return
             for file in files:
                 self.storage.rename(file.staged, file.final)
@@ -73,15 +79,16 @@ def test_a_directory_that_is_not_synced_after_a_rename_is_found(folder):
 def test_a_manifest_before_its_pack_is_found():
     """The commit is the manifest's rename; what it names must be there before."""
 
-    class Eager(Writer):
+    @publishing
+    class Eager(Publisher):
         waiting = ()
 
-        def _publish(self, files, into):
+        def publish(self, files, into):
             if into == "packs":
                 self.waiting = files
                 return
-            super()._publish(files, into)
-            super()._publish(self.waiting, "packs")
+            super().publish(files, into)
+            super().publish(self.waiting, "packs")
 
     life = Life(Eager)
     saves_and_prunes(life)
@@ -92,17 +99,16 @@ def test_a_manifest_before_its_pack_is_found():
 def test_a_prune_in_the_wrong_order_is_found(how):
     """Packs may go only when the manifests that name them are gone for good."""
 
-    class Careless(Writer):
-        def _remove(self, manifests, packs):
+    @publishing
+    class Careless(Publisher):
+        def remove(self, manifests, packs):
             if how == "packs first":
-                for pack in packs:
-                    self.storage.remove(f"{self.root}/packs/{pack}")
-                super()._remove(manifests, [])
+                for path in packs:
+                    self.storage.remove(path)
+                super().remove(manifests, [])
                 return
-            for name in manifests:
-                self.storage.remove(self.manifest_path(name.file))
-            for pack in packs:
-                self.storage.remove(f"{self.root}/packs/{pack}")
+            for path in [*manifests, *packs]:
+                self.storage.remove(path)
 
     life = Life(Careless)
     saves_and_prunes(life)
@@ -121,11 +127,20 @@ def test_a_prune_that_forgets_what_the_last_good_checkpoint_needs_is_found():
     expect("damaged: .*is missing", life, Forgetful)
 
 
+class _TrustingPublisher(Publisher):
+    def settle(self):
+        self.storage.sync_directory(f"{self.root}/")
+
+    def publish(self, files, into):
+        new = [file for file in files if file.staged != file.final]
+        if new:
+            super().publish(new, into)
+
+
 class Trusting(Writer):
     """Trusts what a listing shows: syncs nothing when it opens, and takes packs that it finds for durable."""
 
-    def _settle(self):
-        self.storage.sync_directory(f"{self.root}/")
+    _publisher = _TrustingPublisher
 
     def _write_packs(self, wanted, groups):
         known = {pack.removesuffix(".safetensors") for pack in self.storage.names(f"{self.root}/packs")}
@@ -143,11 +158,6 @@ class Trusting(Writer):
                 packed = one.packed._replace(pack=structs.replace(one.packed.pack, id=orphan))
                 return one._replace(ready=Ready(path, path), packed=packed)
         return None
-
-    def _publish(self, files, into):
-        new = [file for file in files if file.staged != file.final]
-        if new:
-            super()._publish(new, into)
 
 
 def killed_between_rename_and_sync(kind, folder):

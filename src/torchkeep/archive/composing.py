@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torchkeep.archive.manifest import Manifest
+    from torchkeep.archive.publishing import Ready
     from torchkeep.archive.tensors import TensorBytes, Wanted
 
 
@@ -31,18 +32,6 @@ class Content(NamedTuple):
         """Encode it."""
         raw = [msgspec.Raw(msgspec.json.encode(node)) for node in (tree, recipe)]
         return cls(dict(aliases or {}), raw[0], raw[1], dict(versions or {}))
-
-
-class Ready(NamedTuple):
-    """A file that is written and synced in staging.
-
-    Attributes:
-        staged: where it is.
-        final: the name that it is to have.
-    """
-
-    staged: str
-    final: str
 
 
 class Filled(NamedTuple):

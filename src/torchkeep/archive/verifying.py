@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
 from torchkeep.archive.fetching import Place
 from torchkeep.archive.manifest import Name, missing
-from torchkeep.errors import DamageError, MissingFileError
+from torchkeep.errors import DamageError, MissingCheckpointError, MissingFileError
 from torchkeep.formats.digests import digest
 
 if TYPE_CHECKING:
@@ -65,15 +65,21 @@ class VerifyReport(Struct, frozen=True):
 
 
 def verify(archive: Archive, names: Sequence[Name]) -> VerifyReport:
-    """Verify checkpoints; what several share is read once.
+    """Verify checkpoints; what several share is read once, and one that is pruned meanwhile is left out.
 
     Raises:
         StorageError: something can't be read.
         NewerFormatError: a later version wrote it.
     """
     work = _Verifier(archive)
-    damage = [found for name in reversed(names) for found in work.checkpoint(name)]
-    return VerifyReport(archive.root, tuple(names), work.nbytes, tuple(damage))
+    found: dict[Name, list[Damage]] = {}
+    for name in reversed(names):
+        with suppress(MissingCheckpointError):
+            found[name] = work.checkpoint(name)
+    there = archive.names() if any(found.values()) else names  # what was pruned has lost its packs, too
+    damage = [one for name, ones in found.items() for one in ones if name in there]
+    left = tuple(name for name in names if name in found and name in there)
+    return VerifyReport(archive.root, left, work.nbytes, tuple(damage))
 
 
 class _Verifier:

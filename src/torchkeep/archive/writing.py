@@ -6,9 +6,9 @@ import secrets
 import time
 from contextlib import suppress
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
-from torchkeep.archive.composing import Content, Filled, Ready, compose_body, is_same
+from torchkeep.archive.composing import Content, Filled, compose_body, is_same
 from torchkeep.archive.manifest import (
     FORMAT,
     VERSION,
@@ -23,13 +23,14 @@ from torchkeep.archive.manifest import (
 )
 from torchkeep.archive.marker import LOCK
 from torchkeep.archive.packs import write_pack
-from torchkeep.archive.preparing import make_root, prepare, write_new, write_synced
+from torchkeep.archive.preparing import make_root, prepare
+from torchkeep.archive.pruning import doomed, untouchable
+from torchkeep.archive.publishing import Publisher
 from torchkeep.archive.reading import Archive, Restored
 from torchkeep.archive.retaining import PruneReport
 from torchkeep.archive.reusing import unchanged, worth_keeping
 from torchkeep.archive.tensors import pieces_of
-from torchkeep.archive.verifying import verify
-from torchkeep.errors import DamageError, StorageError, StoreError
+from torchkeep.errors import DamageError, StoreError
 from torchkeep.formats.digests import CHUNK
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 LOCK_WAIT: Final = 10.0
 """How long a second writer waits, in seconds."""
-_ENDING: Final = ".safetensors"
 
 
 class Writer(Archive):
@@ -69,6 +69,8 @@ class Writer(Archive):
         StorageError: the operating system refused.
     """
 
+    _publisher: ClassVar[type[Publisher]] = Publisher
+
     def __init__(
         self,
         storage: FolderStorage,
@@ -89,9 +91,9 @@ class Writer(Archive):
         make_root(storage, root)
         self._lock: StoreLock = storage.lock(f"{root}/{LOCK}", wait)
         try:
-            self._staging = prepare(storage, root, ids)
+            self._files = self._publisher(storage, root, prepare(storage, root, ids), self._lock)
             super().__init__(storage, root)
-            self._settle()
+            self._files.settle()
             names = self.names()
             self._last = names[-1] if names else None
             self.base = self._readable(self._last)
@@ -113,14 +115,8 @@ class Writer(Archive):
             self._lock.release()
             return
         with self._busy:
-            with suppress(StorageError):  # the next writer clears what is left
-                self.storage.remove_folder(self._staging)
+            self._files.close()
             self._lock.release()
-
-    def _settle(self) -> None:
-        """Make durable what a process may have left visible but not durable when it died."""
-        for folder in ("", "packs/", "checkpoints/"):
-            self.storage.sync_directory(f"{self.root}/{folder}")
 
     def _readable(self, name: Name | None) -> Manifest | None:
         with suppress(DamageError):
@@ -214,9 +210,9 @@ class Writer(Archive):
                 body = compose_body(tensors, content, wanted, filled, kept=kept, base=base)
                 if before_publishing is not None:
                     before_publishing()
-                manifest = self._publish_all(step, encoded, body, filled)
+                manifest = self._publish(step, encoded, body, filled)
             except BaseException:
-                self._discard()
+                self._files.discard()
                 raise
             self._follow(manifest, filled)
             return manifest
@@ -226,45 +222,24 @@ class Writer(Archive):
         filled = []
         for group in groups:
             name, pieces = self._ids(), [wanted[position] for position in group]
-            staged = f"{self._staging}/{name}{_ENDING}"
-            packed = write_new(self.storage, staged, lambda file: write_pack(file, name, pieces))  # noqa: B023 - called at once
-            filled.append(Filled(Ready(staged, self.pack_path(name)), group, packed))
+            ready, packed = self._files.write(
+                self.pack_path(name),
+                lambda file: write_pack(file, name, pieces),  # noqa: B023 - called at once
+            )
+            filled.append(Filled(ready, group, packed))
         return filled
 
-    def _publish_all(self, step: int, metrics: dict[str, Any], body: Body, filled: Sequence[Filled]) -> Manifest:
-        """Let the packs be found, and only when that is durable the manifest; its rename is the commit."""
+    def _publish(self, step: int, metrics: dict[str, Any], body: Body, filled: Sequence[Filled]) -> Manifest:
+        """Compose the manifest, and publish it with its packs; its rename is the commit."""
         nbytes = sum(tensor.nbytes for tensor in body.tensors.values())
         written = sum(one.packed.pack.size for one in filled)
         now, count = self._clock(), len(body.tensors)
         summary = Summary(FORMAT, VERSION, self._next, step, now, metrics, count, nbytes, written, self._best)
         self._next += 1  # also when this fails: a number is never used twice
-        encoded, file = encode_manifest(summary, body), file_name(summary.sequence, step)
-        ready = Ready(f"{self._staging}/{file}", self.manifest_path(file))
-        manifest = decode_manifest(ready.final, encoded)
-        # Written before anything is published: what may fill the disk is over then.
-        write_new(self.storage, ready.staged, lambda new: write_synced(new, encoded))
-        if filled:
-            self._publish([one.ready for one in filled], "packs")
-        try:
-            self._publish([ready], "checkpoints")
-        except BaseException:
-            # It may be there or not after a power cut, and is whole in both cases; it must not be built on.
-            with suppress(StorageError):
-                self.storage.remove(ready.final)
-            raise
+        encoded, path = encode_manifest(summary, body), self.manifest_path(file_name(summary.sequence, step))
+        manifest = decode_manifest(path, encoded)
+        self._files.commit([one.ready for one in filled], path, encoded)
         return manifest
-
-    def _discard(self) -> None:
-        """Give the disk back what a failed commit has in staging; the next writer clears the rest."""
-        with suppress(StorageError):
-            for name in self.storage.names(self._staging):
-                self.storage.remove(f"{self._staging}/{name}")
-
-    def _publish(self, files: Sequence[Ready], folder: str) -> None:
-        """Give synced files their names, and make these durable."""
-        for file in files:
-            self.storage.rename(file.staged, file.final)
-        self.storage.sync_directory(f"{self.root}/{folder}/")
 
     def _follow(self, manifest: Manifest, filled: Sequence[Filled]) -> None:
         """Build on a checkpoint that was just committed: what it holds need not be written again."""
@@ -305,44 +280,20 @@ class Writer(Archive):
         self._lock.confirm()  # before waiting: in a forked child nobody would ever end what was in flight
         with self._busy:
             self._lock.confirm()
-            summaries = self.summaries()
-            kept = retention.kept(summaries) | self._precious()
-            names = self.names()
-            doomed = [name for name in names if name.sequence not in kept]
-            needed = {pack for name in names if name.sequence in kept for pack in self._packs_of(name)}
-            packs = [
-                path
-                for path in self.storage.names(f"{self.root}/packs")
-                if path.endswith(_ENDING) and path.removesuffix(_ENDING) not in needed
-            ]
-            self._remove(doomed, packs)
-            for name in doomed:
+            found = doomed(self, retention, self._precious(), self._packs_of)
+            self._files.remove(
+                [self.manifest_path(name.file) for name in found.names],
+                [f"{self.root}/packs/{file}" for file in found.packs],
+            )
+            for name in found.names:
                 self._uses.pop(name.file, None)
-            removed = tuple(summary for summary in summaries if summary.sequence not in kept)
-            return PruneReport(removed, len(packs))
+            return PruneReport(found.removed, len(found.packs))
 
     def _precious(self) -> set[int]:
         """Return the sequences that no rule may remove."""
-        names = self.names()
-        found = {name.sequence for name in names[-1:]}
-        if self.base is not None:
-            found.add(self.base.sequence)
-        for name in reversed(names):
-            if name.sequence not in self._good and verify(self, [name]).ok:
-                self._good.add(name.sequence)
-            if name.sequence in self._good:
-                return found | {name.sequence}
-        return {name.sequence for name in names}
+        return untouchable(self, self._good) | (set() if self.base is None else {self.base.sequence})
 
     def _packs_of(self, name: Name) -> frozenset[str]:
         if name.file not in self._uses:
             self._uses[name.file] = frozenset(pack.id for pack in self.manifest(name).body.packs)
         return self._uses[name.file]
-
-    def _remove(self, manifests: Sequence[Name], packs: Sequence[str]) -> None:
-        """Remove manifests, and only when that is durable packs."""
-        for name in manifests:
-            self.storage.remove(self.manifest_path(name.file))
-        self.storage.sync_directory(f"{self.root}/checkpoints/")
-        for pack in packs:
-            self.storage.remove(f"{self.root}/packs/{pack}")
