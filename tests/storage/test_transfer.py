@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from torchkeep.errors import DamageError
 from torchkeep.formats.digests import digest
-from torchkeep.storage import local
+from torchkeep.storage import local_reader
 from torchkeep.storage.buffers import PAGE, Buffer, aligned_part
 from torchkeep.storage.local import LOCAL
 from torchkeep.storage.transfer import Chunk, groups_of, read_chunks, write_chunks
@@ -81,7 +81,7 @@ SIZES = {
 def test_every_byte_arrives_however_the_system_carries_it(tmp_path, monkeypatch, sizes, start, how):
     """With direct I/O, without it, with a system that refuses it late, and with one that does half of it."""
     if how == "refused at once":
-        monkeypatch.setattr(local, "_DIRECT", 0)
+        monkeypatch.setattr(local_reader, "_DIRECT", 0)
     direct = set()
     real = {name: getattr(os, name) for name in ("open", "pwrite", "preadv")}
 
@@ -137,7 +137,7 @@ def test_large_chunks_reach_their_place_whatever_the_cache_holds(tmp_path, monke
         return real(descriptor, [buffers[0][:1_000_000]], offset)
 
     if direct == "refused":
-        monkeypatch.setattr(local, "_DIRECT", 0)
+        monkeypatch.setattr(local_reader, "_DIRECT", 0)
     monkeypatch.setattr(os, "preadv", preadv)
     sent, received = moved(tmp_path / "file", [9_000_000, 12_000_005, 300_000], start, in_place=True)
     assert received == sent
@@ -149,9 +149,9 @@ def test_a_place_is_begun_before_its_first_byte_changes_and_only_if_there_is_one
     path = tmp_path / "file"
     path.write_bytes(b"\1" * 700_000)
     if how == "refused":
-        monkeypatch.setattr(local, "_DIRECT", 0)
+        monkeypatch.setattr(local_reader, "_DIRECT", 0)
     if how == "not cached":
-        monkeypatch.setattr(local, "_IF_CACHED", 0)
+        monkeypatch.setattr(local_reader, "_IF_CACHED", 0)
     reader = LOCAL.open(str(path))
     room = memoryview(bytearray(900_000))
     seen = []

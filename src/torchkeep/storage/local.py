@@ -9,32 +9,21 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from ctypes import addressof, c_char, memmove
 from threading import Thread
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from torchkeep.errors import StorageError
-from torchkeep.formats.opening import FileReader, refused, truncated
-from torchkeep.storage.buffers import PAGE, Buffer, aligned_part
+from torchkeep.formats.opening import refused
+from torchkeep.storage.buffers import Buffer, aligned_part
+from torchkeep.storage.local_reader import NO_SUCH_IO, PAYS_FROM, LocalReader, open_direct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _Result = TypeVar("_Result")
 
-_DIRECT: Final = getattr(os, "O_DIRECT", 0)
-_PAYS_FROM: Final = 256 * 1024
-"""Shorter reads and writes go through the page cache."""
-_BLOCK: Final = 1024 * 1024
-"""Read at a time on the way to elsewhere: it is still in the processor's cache when it is copied."""
-_HOLES: Final = 8
-"""Pages missing in the cache that are waited for, before the rest of a chunk counts as not cached."""
-_STEP: Final = 64 * 1024
-_IF_CACHED: Final = getattr(os, "RWF_NOWAIT", 0)
 _LARGE: Final = 64 * 1024 * 1024
 """Files from this size on are freed in the background when they are replaced."""
-_NO_SUCH_IO: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
-"""What file systems say to kinds of I/O that they don't have."""
 
 
 class LocalWriter:
@@ -48,7 +37,7 @@ class LocalWriter:
         try:
             if mode is not None:
                 _call("set the permissions of", path, lambda: os.fchmod(self._descriptor, mode))
-            self._direct = _open_direct(path, os.O_WRONLY)
+            self._direct = open_direct(path, os.O_WRONLY)
         except BaseException:
             self.close()
             os.unlink(path)  # noqa: PTH108 - as everywhere here, the path is text
@@ -56,7 +45,7 @@ class LocalWriter:
 
     def write(self, start: int, buffer: Buffer, begin: int, end: int) -> None:
         """Write ``buffer[begin:end]`` at position ``start``."""
-        first, last = aligned_part(start, buffer, begin, end) if end - begin >= _PAYS_FROM else (begin, begin)
+        first, last = aligned_part(start, buffer, begin, end) if end - begin >= PAYS_FROM else (begin, begin)
         first, last = self._write_direct(start - begin, buffer, first, last)
         self._write(start, buffer.view[begin:first])
         self._write(start - begin + last, buffer.view[last:end])
@@ -68,7 +57,7 @@ class LocalWriter:
             try:
                 position += os.pwrite(self._direct, buffer.view[position:last], shift + position)
             except OSError as cause:
-                if cause.errno not in _NO_SUCH_IO:
+                if cause.errno not in NO_SUCH_IO:
                     raise refused(cause, "write", self._path) from cause
                 break
         return first, position
@@ -91,123 +80,6 @@ class LocalWriter:
         for descriptor in descriptors:
             if descriptor is not None and descriptor >= 0:
                 os.close(descriptor)
-
-
-class LocalReader(FileReader):
-    """A local file; see `ReadableFile`."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self._opened = os.fstat(self._descriptor)
-        self._direct = _open_direct(path, os.O_RDONLY)
-        if self._direct is not None and not os.path.samestat(self._opened, os.fstat(self._direct)):
-            os.close(self._direct)  # the name leads to another file by now
-            self._direct = None
-
-    def fill(self, start: int, buffer: Buffer, begin: int, end: int) -> None:
-        """Fill ``buffer[begin:end]`` from position ``start``."""
-        shift = start - begin
-        if self._direct is not None and end - begin >= _PAYS_FROM:
-            begin += self._fill_cached(start, buffer.view[begin:end])
-        first, last = (begin, begin)
-        if end - begin >= _PAYS_FROM:
-            first, last = aligned_part(shift + begin, buffer, begin, end)
-        first, last = self._read_direct(shift, buffer, first, last)
-        self._read(shift + begin, buffer.view[begin:first])
-        self._read(shift + last, buffer.view[last:end])
-
-    def fill_view(self, start: int, view: memoryview, buffer: Buffer, begun: Callable[[], object]) -> None:
-        """Fill ``view`` from position ``start``; ``begun`` is called before the first byte changes."""
-        done = 0
-        if self._direct is not None and len(view) >= _PAYS_FROM:
-            done = self._fill_cached(start, view, begun)
-            done = self._fill_by_blocks(start, view, done, buffer, begun)
-        if done < len(view):
-            self._read(start + done, memoryview(bytearray(1)))  # fails, where all would, before anything changes
-            begun()
-            self._read(start + done, view[done:])
-
-    def _fill_by_blocks(
-        self, start: int, view: memoryview, done: int, buffer: Buffer, begun: Callable[[], object]
-    ) -> int:
-        """Fill ``view`` from byte ``done`` on by way of a buffer, as far as direct I/O reaches; return how far."""
-        address = addressof(c_char.from_buffer(view))
-        while len(view) - done >= _PAYS_FROM:
-            lead = (start + done) % PAGE
-            stop = min(lead + len(view) - done, _BLOCK)
-            _, last = self._read_direct(start + done - lead, buffer, 0, stop + -stop % PAGE)
-            got = min(last, stop) - lead
-            if got <= 0:
-                break
-            begun()
-            memmove(address + done, buffer.address + lead, got)
-            done += got
-        return done
-
-    def _fill_cached(self, start: int, view: memoryview, begun: Callable[[], object] = bool) -> int:
-        """Fill the beginning of ``view`` with what the page cache holds, and return how much that was."""
-        # A read that finds nothing starts reading ahead, all for nothing where direct I/O follows. One byte tells
-        # as much; the last one, since what other reads' reading ahead brought in is at the beginning.
-        if not self._get(memoryview(bytearray(1)), start + len(view) - 1):
-            return 0
-        begun()
-        done = holes = 0
-        while done < len(view) and holes < _HOLES:
-            if got := self._get(view[done:], start + done):
-                done += got
-            else:  # a page was dropped from the cache: wait for that one
-                step = min(_STEP, len(view) - done)
-                self._read(start + done, view[done : done + step])
-                holes, done = holes + 1, done + step
-        return done
-
-    def _get(self, view: memoryview, start: int) -> int:
-        """Read what can be had without waiting."""
-        if not _IF_CACHED:
-            return 0
-        try:
-            return os.preadv(self._descriptor, [view], start, _IF_CACHED)
-        except OSError as cause:
-            if cause.errno in {errno.EAGAIN, *_NO_SUCH_IO}:
-                return 0
-            raise refused(cause, "read", self.path) from cause
-
-    def _read_direct(self, shift: int, buffer: Buffer, first: int, last: int) -> tuple[int, int]:
-        """Read what direct I/O can carry, and return what it carried."""
-        position = first
-        while self._direct is not None and position < last:
-            try:
-                got = os.preadv(self._direct, [buffer.view[position:last]], shift + position)
-            except OSError as cause:
-                if cause.errno not in _NO_SUCH_IO:
-                    raise refused(cause, "read", self.path) from cause
-                break
-            if not got:
-                break
-            position += got
-        return first, position
-
-    def _read(self, start: int, view: memoryview) -> None:
-        stop = start + len(view)
-        try:
-            while view and (got := os.preadv(self._descriptor, [view], start)):
-                view, start = view[got:], start + got
-        except OSError as cause:
-            raise refused(cause, "read", self.path) from cause
-        if view:
-            raise truncated(self.path, stop - len(view), stop, start)
-
-    def has_changed(self) -> bool:
-        """Tell whether the file was written to since it was opened."""
-        now = os.fstat(self._descriptor)
-        return (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns)
-
-    def close(self) -> None:
-        """Give the file back."""
-        super().close()
-        direct, self._direct = getattr(self, "_direct", None), None
-        if direct is not None:
-            os.close(direct)
 
 
 class LocalStorage:
@@ -269,22 +141,13 @@ class LocalStorage:
         try:
             os.fsync(descriptor)
         except OSError as cause:
-            if cause.errno not in _NO_SUCH_IO:
+            if cause.errno not in NO_SUCH_IO:
                 raise refused(cause, "sync the directory of", path) from cause
         finally:
             os.close(descriptor)
 
 
 LOCAL: Final = LocalStorage()
-
-
-def _open_direct(path: str, flags: int) -> int | None:
-    if not _DIRECT:
-        return None
-    try:
-        return os.open(path, flags | _DIRECT | os.O_CLOEXEC)
-    except OSError:  # refused here is not refused: ordinary I/O will do, or will say why not
-        return None
 
 
 def _held(path: str) -> int | None:
