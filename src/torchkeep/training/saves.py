@@ -1,0 +1,135 @@
+"""When a run saves, what becomes of its saves, and which step is durable."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
+from warnings import warn
+
+import torch
+
+from torchkeep.errors import RunError, StorageError, TorchkeepError, TorchkeepWarning, UnsavableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torchkeep.training.pending import PendingSave
+    from torchkeep.training.stores import CheckpointStore
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(h|min|m|s)")
+_SECONDS: Final = {"h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
+
+
+class Saves:
+    """The saves of a run.
+
+    Args:
+        store: where they go.
+        every: as `Run` takes it.
+        on_failure: as `Run` takes it.
+        clock: tells seconds.
+
+    Attributes:
+        durable: the last step that is known to be durable; None before the first.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        every: int | timedelta | str,
+        on_failure: Literal["raise", "warn"],
+        clock: Callable[[], float],
+    ) -> None:
+        if on_failure not in {"raise", "warn"}:
+            raise RunError(f"Run(on_failure=...) takes 'raise' or 'warn', not {on_failure!r}")
+        self.durable: int | None = None
+        self._store, self._on_failure, self._clock = store, on_failure, clock
+        self._steps, self._seconds = _read_every(every)
+        self._since = 0.0
+        self._asked = False
+        self._metrics: dict[str, Any] = {}
+        self._sent: dict[str, Any] = {}
+        self._pending: PendingSave | None = None
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Keep metrics for the next save; see `Run.record`."""
+        for name, value in metrics.items():
+            number = value.detach() if isinstance(value, torch.Tensor) else value
+            if not hasattr(number, "__float__") or (isinstance(number, torch.Tensor) and number.numel() != 1):
+                raise UnsavableError(f"the metric {name!r} can't be saved: it is {value!r}, which is no number")
+            self._metrics[name] = number
+
+    def ask(self) -> None:
+        """Make the next step's end a time to save."""
+        self._asked = True
+
+    def start_clock(self) -> None:
+        """Count a duration from now on."""
+        self._since = self._clock()
+
+    def due(self, step: int) -> bool:
+        """Tell whether it is time to save a step."""
+        if self._asked:
+            return True
+        if self._steps is not None:
+            return step % self._steps == 0
+        return self._clock() - self._since >= self._seconds
+
+    def send(self, step: int, state: object, *, wait: bool) -> None:
+        """Save a step, and return at once or when it is durable."""
+        self._asked, self._since = False, self._clock()
+        self._sent = {name: float(value) for name, value in self._metrics.items()}
+        try:
+            pending = self._store.save(step, state, metrics=self._sent or None, wait=wait)
+        except TorchkeepError as error:
+            if self._pending is None or error is not self._pending.error:
+                if wait or not isinstance(error, StorageError):
+                    raise
+                self._pending = None
+                self._fail(error)  # it was not in the background for want of memory, say
+                return
+            # It is the save before that failed, after it was last looked at; nothing of this one was done.
+            self._pending = None
+            self._fail(error)
+            pending = self._store.save(step, state, metrics=self._sent or None, wait=wait)
+        self._pending, self._metrics = pending, {}
+        if wait:
+            pending.result()
+            self.durable, self._pending = step, None
+
+    def settle(self, step: int | None = None) -> None:
+        """Take note of how the save in the background ended, if it has; that of ``step`` is waited for."""
+        pending = self._pending
+        if pending is None or not (pending.done() or pending.step == step):
+            return
+        self._pending = None
+        try:
+            pending.result()
+        except Exception as error:  # noqa: BLE001 - whatever a save in the background raised is the user's to judge
+            self._fail(error)
+        else:
+            self.durable = pending.step
+
+    def _fail(self, error: Exception) -> None:
+        self._metrics = {**self._sent, **self._metrics}
+        if self._on_failure == "raise":
+            raise error
+        warn(f"a save failed, and training goes on: {error}", TorchkeepWarning, stacklevel=2)
+
+
+def _read_every(every: object) -> tuple[int | None, float]:
+    """Read ``every``: a number of steps, or None and seconds."""
+    if type(every) is int and every > 0:
+        return every, 0.0
+    seconds = 0.0
+    if isinstance(every, timedelta):
+        seconds = every.total_seconds()
+    elif isinstance(every, str) and not _DURATION.sub("", every).strip():
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(every))
+    if seconds <= 0:
+        raise RunError(
+            f"Run(every=...) takes a number of steps from 1 on, a timedelta, or a duration such as '10min' or "
+            f"'1h 30min', not {every!r}"
+        )
+    return None, seconds
