@@ -167,9 +167,11 @@ class LoadError(TorchkeepError, ValueError):
 
     Attributes:
         problems: one sentence for each tensor that does not fit.
+        replaced: what was replaced before code of others refused what it was given; empty in every other case.
     """
 
     problems: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
 
 class CheckError(TorchkeepError, ValueError):
