@@ -19,7 +19,6 @@ from torchkeep.training.capturing import capture
 from torchkeep.training.flights import Flights
 from torchkeep.training.gates import watch_steps
 from torchkeep.training.restoring import restore_into
-from torchkeep.training.snapshots import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -282,7 +281,7 @@ class CheckpointStore:
         """Bring a state back, in place, every byte verified. The next save follows what was restored.
 
         Args:
-            state: as it is saved. What it does not have and the checkpoint does is left, with a TorchkeepWarning.
+            state: as it is saved. A TorchkeepWarning tells what only one of the two has.
             step: which checkpoint; None: the newest that is intact. Only damage falls back to an earlier one,
                 and a TorchkeepWarning names it.
 
@@ -317,7 +316,7 @@ class CheckpointStore:
             warnings.warn(f"restored step {manifest.step} instead: {error}", TorchkeepWarning, stacklevel=2)
         if left:
             warnings.warn(
-                f"{manifest.path!r} holds more than was restored: the state has no place for {some_of(left)}",
+                f"restored {manifest.path!r}, but it and the state differ: {'; '.join(left)}",
                 TorchkeepWarning,
                 stacklevel=2,
             )
