@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torchkeep import nn as nn
+    from torchkeep.archive.retaining import Retention as Retention
     from torchkeep.checks.declaring import Declare as Declare
     from torchkeep.checks.reporting import CheckReport as CheckReport
     from torchkeep.checks.running import check as check
@@ -38,7 +39,11 @@ if TYPE_CHECKING:
     from torchkeep.tables.table import ParameterTable as ParameterTable
     from torchkeep.tables.table import params as params
     from torchkeep.tensors.checkpoints import Checkpoint as Checkpoint
+    from torchkeep.training.pending import PendingSave as PendingSave
     from torchkeep.training.states import TrainingState as TrainingState
+    from torchkeep.training.stores import CheckpointStore as CheckpointStore
+    from torchkeep.training.runs import Run as Run
+    from torchkeep.training.signals import Preempted as Preempted
     from torchkeep.tying import TieGroup as TieGroup
     from torchkeep.tying import keeping_ties as keeping_ties
     from torchkeep.tying import materialize as materialize
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "archive.retaining": ("Retention",),
     "checks.declaring": ("Declare",),
     "checks.reporting": ("CheckReport",),
     "checks.running": ("check", "check_cases"),
@@ -65,6 +71,10 @@ _HOMES = {
     "tables.table": ("ParameterTable", "params"),
     "tensors.checkpoints": ("Checkpoint",),
     "training.states": ("TrainingState",),
+    "training.pending": ("PendingSave",),
+    "training.stores": ("CheckpointStore",),
+    "training.runs": ("Run",),
+    "training.signals": ("Preempted",),
     "tying": ("TieGroup", "keeping_ties", "materialize", "tie", "ties"),
 }
 """Public names by the module that defines them."""

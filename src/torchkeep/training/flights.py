@@ -31,7 +31,8 @@ class Flights:
         writer: the open store; None before it was needed and after the end.
         staging: where snapshots are made.
         piece: bytes that are copied at once.
-        before_copy: called in the background thread before it copies each piece; for tests.
+        before_copy: called in the background thread before each piece that it copies while training goes on;
+            for tests.
         closed: whether it has ended.
     """
 
@@ -185,13 +186,15 @@ class Flights:
         def fly() -> None:
             try:
                 snapshot.copy_all(self.before_copy)
-                pending.succeed(commit(snapshot.tensor_bytes(), snapshot.seal))
+                checkpoint = commit(snapshot.tensor_bytes(), snapshot.seal)
             except BaseException as error:  # noqa: BLE001 - raised where the save is asked for
                 snapshot.fail(error)
-                pending.fail(error)
-            finally:
                 open_gate(gate)
-                self._landed(pending)
+                pending.fail(error)
+            else:
+                open_gate(gate)
+                pending.succeed(checkpoint)
+            self._landed(pending)
 
         thread = self._thread = Thread(target=fly, name=f"torchkeep save {pending.step}")
         try:

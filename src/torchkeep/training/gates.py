@@ -1,8 +1,8 @@
 """Know when an optimizer steps, and let it wait for a snapshot.
 
 One hook for all optimizers of the process, by PyTorch's own `register_optimizer_step_pre_hook`, looks at the gates
-that are closed. Hooks of single optimizers would have to be taken away while their optimizer, in another thread, goes
-through them perhaps, which PyTorch does not allow.
+that are closed. Hooks of single optimizers would have to be taken away while their optimizer, in another thread,
+may be going through them; PyTorch does not allow that.
 """
 
 from __future__ import annotations

@@ -159,14 +159,14 @@ class Snapshot:
         """Copy everything, in the background thread.
 
         Args:
-            before: called before each piece.
+            before: called before each piece that is copied while training goes on.
 
         Raises:
             BaseException: what failed, in any thread.
             StoreError: tensors were changed meanwhile, outside of a step.
         """
         self._saver = get_ident()
-        self._copy(self._now, before)
+        self._copy(self._now)
         self._copy(self._later, before)
         while self._helping and self.error is None:
             self._moved.wait(_POLL)
