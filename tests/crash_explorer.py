@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from ctypes import memmove
 from random import Random
+from threading import Thread
 from typing import NamedTuple
 
 from archive_states import CHUNK, ROOT, content, state, writer
 from power_cuts import Disk
-from torchkeep.archive import Archive, Retention, Writer, verify
+from torchkeep.archive import Archive, Retention, TensorBytes, Writer, verify
 from torchkeep.errors import StorageError
 from torchkeep.formats.opening import refused
 from torchkeep.storage.memory import MemoryStorage
@@ -101,6 +103,16 @@ class Life:
         unused, self._fault = self._fault is not None, None
         return unused
 
+    @property
+    def is_dead(self):
+        """Whether the process was killed."""
+        return self._dead
+
+    @staticmethod
+    def saved(manifest):
+        """Return what a checkpoint is a save of."""
+        return Saved(manifest.step, manifest.tree["number"])
+
     def open(self):
         """Open the store, after a death as a new process does."""
         self._dead = False
@@ -118,15 +130,34 @@ class Life:
             self._promise()
         return found
 
-    def save(self, step, number, **options):
-        """Save a state; until it is acknowledged, it may be there or not."""
+    def save(self, step, number, meanwhile=None, **options):
+        """Save a state; until it is acknowledged, it may be there or not.
+
+        With ``meanwhile``, a prune by these rules is asked for as soon as the first byte is copied.
+        """
         saved, before = Saved(step, number), self.allowed
         self.allowed = before | {saved}
         self._promise()
-        manifest = self.store.commit(step, state(**tensors_of(number)), tree={"number": number}, **options)
+        tensors, pruning = state(**tensors_of(number)), None
+        if meanwhile is not None:
+            pruning = Thread(target=self.store.prune, args=(meanwhile,))
+            tensors["slow"] = TensorBytes.whole("uint8", (4,), self._starting(pruning, number))
+        manifest = self.store.commit(step, tensors, tree={"number": number}, **options)
+        if pruning is not None:
+            pruning.join()
         self.allowed, self.kept = frozenset({saved}), self.kept | {(manifest.sequence, step)}
         self._promise()
         return manifest
+
+    def _starting(self, thread, number):
+        def copy(start, nbytes, address):
+            if not thread.ident:
+                self.kept = frozenset()  # what is in flight may push any other out
+                self._promise()
+                thread.start()
+            memmove(address, bytes([number] * 4)[start:], nbytes)
+
+        return copy
 
     def prune(self, retention):
         """Prune; what goes may be there or not from now on."""
@@ -144,7 +175,8 @@ def restored_by(store, step=None):
 
     def load(manifest):
         number = manifest.tree["number"]
-        assert content(store, manifest) == tensors_of(number), "a mixture"
+        slow = {"slow": bytes([number] * 4)} if "slow" in manifest.tensors else {}
+        assert content(store, manifest) == {**tensors_of(number), **slow}, "a mixture"
         got.append(Saved(manifest.step, number))
 
     restored = store.restore(load, step)
