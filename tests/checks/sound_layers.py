@@ -210,6 +210,7 @@ class Case(NamedTuple):
     args: tuple[Any, ...] = (floats(3, 4),)
     kwargs: dict[str, Any] = {}  # noqa: RUF012 - never changed
     declare: Declare = Declare()
+    warns: tuple[str, ...] = ()
 
 
 TOKENS = torch.tensor([[0, 3, 1, 2], [4, 4, 2, 0]])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from torchkeep.checks.nested import mapped, tensors
-from torchkeep.checks.snapshot import same_bits
+from torchkeep.checks.snapshot import dense, same_bits
 
 _ROUNDINGS = 256
 """How many roundings of the largest value in a tensor two ways of computing it may lie apart."""
@@ -43,8 +43,7 @@ def differences(first: Any, second: Any, *, exact: bool = False) -> list[str]:
 def _alike(first: torch.Tensor, second: torch.Tensor, *, exact: bool) -> bool:
     if first.shape != second.shape or first.dtype != second.dtype or first.layout != second.layout:
         return False
-    if first.layout != torch.strided:
-        first, second = first.to_dense(), second.to_dense()
+    first, second = dense(first), dense(second)
     if exact or not (first.is_floating_point() or first.is_complex()):
         return same_bits(first, second)
     return close(first, second)

@@ -100,8 +100,8 @@ def _requiring_grad(inputs: Inputs, paths: list[str]) -> tuple[Inputs, dict[str,
 
 
 def differentiable(output: Any) -> list[torch.Tensor]:
-    """Return the tensors of an output that autograd can start from."""
-    return [tensor for _, tensor in tensors(output) if tensor.requires_grad]
+    """Return the tensors of an output that autograd can start from; no nested ones, whose sizes are no numbers."""
+    return [tensor for _, tensor in tensors(output) if tensor.requires_grad and not tensor.is_nested]
 
 
 def pull_back(output: Any, wanted: Iterable[torch.Tensor], *, retain: bool = False) -> list[torch.Tensor | None]:
@@ -172,7 +172,9 @@ def call_with_others(subject: Subject, *, training: bool) -> None:
         subject.call(training=training, grad=False, carry=True)
 
 
-def effective(subject: Subject, candidates: dict[str, torch.Tensor], *, size: float = 1.0) -> list[str]:
+def effective(
+    subject: Subject, candidates: dict[str, torch.Tensor], *, size: float = 1.0, exact: bool = True
+) -> list[str]:
     """Return the names of the tensors whose change changes an output in some probe.
 
     Each is changed by itself, in place, so that views and other references see it too. A layer that raises with
@@ -182,6 +184,7 @@ def effective(subject: Subject, candidates: dict[str, torch.Tensor], *, size: fl
         subject: the layer.
         candidates: tensors by name; they need not be registered.
         size: of the change, relative to the values.
+        exact: whether a change of a single bit counts; otherwise only what is more than rounding.
     """
     found: dict[str, None] = {}
     for training, inputs in probes(subject):
@@ -192,12 +195,14 @@ def effective(subject: Subject, candidates: dict[str, torch.Tensor], *, size: fl
         if differences(before, subject.call(kept(inputs), training=training, grad=False), exact=True):
             continue  # it changes by itself, so a change shows nothing
         for name, tensor in waiting.items():
-            if _changes(subject, tensor, (training, inputs), before, size):
+            if _changes(subject, tensor, (training, inputs), before, size=size, exact=exact):
                 found[name] = None
     return [name for name in candidates if name in found]
 
 
-def _changes(subject: Subject, tensor: torch.Tensor, probe: tuple[bool, Inputs], before: Any, size: float) -> bool:
+def _changes(
+    subject: Subject, tensor: torch.Tensor, probe: tuple[bool, Inputs], before: Any, *, size: float, exact: bool
+) -> bool:
     subject.snapshot.restore()
     data = tensor.data  # not detach(): that would count the change as a version of the caller's tensor
     copy = data.clone()
@@ -207,7 +212,7 @@ def _changes(subject: Subject, tensor: torch.Tensor, probe: tuple[bool, Inputs],
         return False  # an expanded view or an inference tensor: its elements can't be written
     try:
         after = subject.call(kept(probe[1]), training=probe[0], grad=False, carry=True)
-        return bool(differences(before, after, exact=True))
+        return bool(differences(before, after, exact=exact))
     except Exception:  # noqa: BLE001 - raising is an effect as well
         return True
     finally:

@@ -129,6 +129,21 @@ def _names(code: types.CodeType) -> set[str]:
     return found
 
 
+def attributes(layer: nn.Module) -> dict[str, dict[str, object]]:
+    """Return what each registered module holds now, by its name, for `rebound`."""
+    return {name: dict(vars(module)) for name, module in layer.named_modules()}
+
+
+def rebound(layer: nn.Module, before: Mapping[str, Mapping[str, object]]) -> str:
+    """Return the names of the attributes that hold something else by now, joined by commas."""
+    return ", ".join(
+        join(name, key)
+        for name, module in layer.named_modules()
+        for key, value in vars(module).items()
+        if name in before and before[name].get(key) is not value and key != "training"
+    )
+
+
 _WALKS = frozenset({"parameters", "named_parameters", "modules", "named_modules", "children", "named_children"})
 _NOT_FORWARD = ("__init__", "reset_parameters", "_reset_parameters", "__setstate__", "extra_repr")
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)

@@ -184,8 +184,7 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
         return False
     if first.layout != second.layout:
         return False
-    if first.layout != torch.strided:
-        first, second = first.to_dense(), second.to_dense()
+    first, second = dense(first), dense(second)
     if first.device != second.device:
         second = second.to(first.device)
     if first.device.type == "meta":
@@ -202,6 +201,13 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     ):
         return True
     return bool(((first == second) | (first.isnan() & second.isnan())).all())
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the elements of a tensor of any layout in a strided one; of a nested one, those of all its parts."""
+    if tensor.is_nested:
+        return torch.cat([part.flatten() for part in tensor.unbind()])
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 _ITERABLES: tuple[Any, ...] = (list, tuple, set, frozenset, deque)

@@ -42,10 +42,12 @@ def functional_call(subject: Subject) -> Iterator[Finding]:
     if not weights:
         raise NotApplicable("the layer has no parameters to replace")
     others = {name: perturbed(weight, 3, 0.1) for name, weight in weights.items()}
+    # Either comes after an earlier call, so that what forward keeps from it is there.
+    subject.call(training=False, grad=False)
     for weight, other in zip(weights.values(), others.values(), strict=True):
         weight.data.copy_(other)
     held = kept(subject.call(training=False, grad=False, carry=True))
-    subject.snapshot.restore()
+    subject.call(training=False, grad=False)
     set_mode(subject.layer, training=False)
     args, kwargs = subject.inputs()
     reseed(SEED)

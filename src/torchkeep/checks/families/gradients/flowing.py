@@ -53,7 +53,7 @@ class Flow:
         """Take the gradients of one probe into account."""
         there = {name: grad for name, grad in gradients.items() if grad is not None}
         self.connected |= there.keys()
-        self.reached |= {name for name, grad in there.items() if bool(grad.to_dense().any())}
+        self.reached |= {name for name, grad in there.items() if _any(grad)}
 
 
 def flow_of(subject: Subject) -> Flow:
@@ -140,7 +140,8 @@ def severed_gradient(subject: Subject) -> Iterator[Finding]:
     zero = {name: tensor for name, tensor in asked.items() if name in flat}
     # A custom backward that gives zeros is told of by custom_backward. The change is large enough for steps, as
     # rounding has them, and too small to wake most dead units.
-    for name in effective(subject, {} if flow.custom else zero, size=0.1):
+    zero = {} if flow.custom or not zero else _flat_nearby(subject, zero)
+    for name in effective(subject, zero, size=0.1, exact=False):
         yield Finding(
             "its gradient is exactly zero in every run, although changing it a little changes the output",
             "see that nothing multiplies its gradient by zero; if it is meant, declare stop_gradient",
@@ -148,6 +149,23 @@ def severed_gradient(subject: Subject) -> Iterator[Finding]:
             severe=False,
         )
     yield from _severed_inputs(subject, flow)
+
+
+def _flat_nearby(subject: Subject, parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the parameters whose gradient is zero around the layer's values too: these may be a minimum."""
+    left = dict(parameters)
+    for training in (False, True):
+        subject.snapshot.restore()
+        for seed, tensor in enumerate(flow_of(subject).parameters.values()):
+            tensor.data.copy_(perturbed(tensor, seed, 0.1))
+        output = subject.call(training=training, carry=True)
+        gradients = dict(zip(left, pull_back(output, left.values()), strict=True))
+        left = {name: tensor for name, tensor in left.items() if not _any(gradients[name])}
+    return left
+
+
+def _any(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.to_dense().any())
 
 
 def _of_embeddings(subject: Subject) -> set[str]:

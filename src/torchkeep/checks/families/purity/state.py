@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter as preserve_versions
+from torch.nn.parameter import is_lazy
 
 from torchkeep.checks.comparing import differences, kept
 from torchkeep.checks.nested import tensors
-from torchkeep.checks.probing import call_with_others, differentiable, noise, with_leaves
+from torchkeep.checks.probing import call_with_others, differentiable, is_real, noise, perturbed, with_leaves
+from torchkeep.checks.reaching import attributes, rebound
 from torchkeep.checks.registry import proves
 from torchkeep.checks.reporting import Finding
 from torchkeep.checks.snapshot import same_bits
+from torchkeep.checks.subject import set_mode
 from torchkeep.checks.tracing import first_line
 
 if TYPE_CHECKING:
@@ -28,8 +32,9 @@ def state_unchanged(subject: Subject) -> Iterator[Finding]:
     Always applies; tensors that ``declare.mutates`` selects are excused. Decided by comparing every parameter
     (in both modes) and every buffer (in eval mode) with a copy made before the call, by the names that there are
     before and after, and by calling in eval mode with other inputs in between: outputs that differ although no
-    buffer changed come from something that is in no state_dict. A buffer that forward makes and state_dict leaves
-    out is a cache: a warning.
+    buffer changed come from something that is in no state_dict. What forward computed from parameters must not
+    outlive a training step: with other values in them, and training mode in between, the output must be that of a
+    layer which was never called. A buffer that forward makes and state_dict leaves out is a cache: a warning.
     """
     excused = subject.selected(subject.declare.mutates)
     found: set[str] = set()
@@ -72,21 +77,46 @@ def _carried(subject: Subject) -> Iterator[Finding]:
     """Yield what an eval call gives otherwise after one with other inputs."""
     first = kept(subject.call(training=False, grad=False))
     subject.snapshot.restore()
-    attributes = {name: dict(vars(module)) for name, module in subject.layer.named_modules()}
+    before = attributes(subject.layer)
     call_with_others(subject, training=False)
-    rebound = [
-        f"{name}.{key}".removeprefix(".")
-        for name, module in subject.layer.named_modules()
-        for key, value in vars(module).items()
-        if name in attributes and attributes[name].get(key) is not value and key != "training"
-    ]
+    made = rebound(subject.layer, before)
     paths = differences(first, subject.call(training=False, grad=False, carry=True))
     if paths:
         yield Finding(
             f"in eval mode {', '.join(paths)} depends on what the layer was called with before",
             "hand state in and out through forward, or keep it in a buffer that changes only `if self.training`; "
             "a cache must not depend on the values of inputs",
-            tensor=", ".join(rebound),
+            tensor=made,
+        )
+    else:
+        yield from _kept_results(subject)
+
+
+def _kept_results(subject: Subject) -> Iterator[Finding]:
+    """Yield what forward keeps from its parameters and goes on using when their values have changed."""
+    weights = [weight for weight in subject.layer.parameters() if is_real(weight) and not is_lazy(weight)]
+    others = [perturbed(weight, 3, 0.1) for weight in weights]
+    seen = []
+    made = ""
+    # An optimizer's step counts as a version, which a layer may look at; the caller's graphs must not see ours.
+    with preserve_versions(tuple(weights)):
+        for called_before in (False, True):
+            subject.snapshot.restore()
+            before = attributes(subject.layer)
+            if called_before:
+                subject.call(training=False, grad=False)
+                made = rebound(subject.layer, before)
+                set_mode(subject.layer, training=True)
+            with torch.no_grad():
+                for weight, other in zip(weights, others, strict=True):
+                    weight.copy_(other)
+            seen.append(kept(subject.call(training=False, grad=False, carry=True)))
+        subject.snapshot.restore()
+    if differences(*seen):
+        yield Finding(
+            "after a training step the output still depends on what the parameters were in an earlier eval call",
+            "compute it in each call, or drop what is kept in train()",
+            tensor=made,
         )
 
 
