@@ -78,3 +78,11 @@ def open_store(location: Location) -> Archive:
             "@, so check the path"
         )
     raise MissingFileError(f"there is no store {store!r}{asked}: no such folder; check the path")
+
+
+def whole_store(store: str | os.PathLike[str]) -> Archive:
+    """Open the store at a path that is its folder and nothing else; raises what `locate` does of stores."""
+    location = store_location(store)
+    if location is not None and not location.whole:
+        raise StoreError(f"expected the folder of a store, found one of its checkpoints; give {location.store!r}")
+    return open_store(location or Location(os.fsdecode(store), os.fsdecode(store), "latest", whole=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -34,6 +34,7 @@ Examples:
   torchkeep show model.safetensors
   torchkeep show model.safetensors 'encoder.**.weight'
   torchkeep show model.safetensors '[numel>1e6] & [dtype=float32]' --json
+  torchkeep show runs/digits@1200 '**.bias' --stats
 """
 _CHECK_EXAMPLES = """\b
 Examples:
@@ -73,7 +74,9 @@ def _commands() -> None:
     """Look after a PyTorch model's parameters."""
 
 
-@_commands.command("show", short_help="List the tensors in a file.", epilog=_EXAMPLES + "\n" + EXIT_CODES)
+@_commands.command(
+    "show", short_help="List the tensors of a file or checkpoint.", epilog=_EXAMPLES + "\n" + EXIT_CODES
+)
 @click.argument("source")
 @click.argument("selector", default=None, required=False)
 @click.option(
@@ -83,8 +86,9 @@ def _commands() -> None:
 def _show(source: str, selector: str | None, *, stats: bool, as_json: bool) -> Callable[[], str]:
     """List the tensors in SOURCE: names, shapes, dtypes, sizes, and which are tied.
 
-    SOURCE is a .safetensors, .pt, .pth or .bin file, the index of several (model.safetensors.index.json), or a
-    folder with an index or one such file. SELECTOR says which tensors, such as 'encoder.**.weight' (quote it for
+    SOURCE is a .safetensors, .pt, .pth or .bin file, the index of several (model.safetensors.index.json), a folder
+    with an index or one such file, or a checkpoint in a store: STORE@1200, STORE@latest, STORE@best, or the store
+    alone for its latest. SELECTOR says which tensors, such as 'encoder.**.weight' (quote it for
     the shell); all of them when it is left out.
 
     Repeated blocks stand on one line: layers[0:12].attn.weight x12. Such a name is a selector itself. Only the
@@ -138,7 +142,7 @@ def _convert(
     return partial(convert, source, target, select=select, rename=rename, dtype=dtype, force=force)
 
 
-@_commands.command("diff", short_help="Compare the tensors of two files.", epilog=EXIT_CODES)
+@_commands.command("diff", short_help="Compare the tensors of two files or checkpoints.", epilog=EXIT_CODES)
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.argument("selector", default=None, required=False)
@@ -150,21 +154,76 @@ def _diff(first: str, second: str, selector: str | None, *, as_json: bool) -> Ca
 
     Told are names that only one of them has, changed shapes, dtypes and kinds, ties that only one of them has, and
     how far apart values are that are not equal bit for bit. SELECTOR says which tensors; all of them when it is
-    left out. The files are read piece by piece, so they may be larger than memory.
+    left out. The files are read piece by piece, so they may be larger than memory; of two checkpoints, what their
+    digests say is equal is not read.
     """
     return partial(diff, first, second, selector, as_json=as_json)
 
 
-@_commands.command("verify", short_help="Read files again and find what is damaged.", epilog=EXIT_CODES)
+@_commands.command("verify", short_help="Read files or a store again and find what is damaged.", epilog=EXIT_CODES)
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON document, one source a line.")
 def _verify(sources: tuple[str, ...], *, as_json: bool) -> Callable[[], Answer]:
     """Read every byte of each SOURCE again and compare it with the digests in it.
 
     All that is damaged is named: file, tensor and byte range. Files that torchkeep wrote have digests, files of
-    torch.save since PyTorch 1.6 have checksums; of other files only the structure is checked, which is said.
+    torch.save since PyTorch 1.6 have checksums; of other files only the structure is checked, which is said. Of a
+    store, every checkpoint is verified, and what they share is read once; STORE@STEP verifies one.
     """
     return partial(verify, sources, as_json=as_json)
+
+
+@_commands.command("log", short_help="List the checkpoints of a store.", epilog=EXIT_CODES)
+@click.argument("store")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document, one checkpoint a line.")
+def _log(store: str, *, as_json: bool) -> Callable[[], str]:
+    """List the checkpoints of STORE in the order they were saved: step, time, sizes, metrics.
+
+    Marked are the latest and, where the store was given a rule for it, the best. One that can't be read is listed
+    with the reason. Of each checkpoint only the first line of its file is read.
+    """
+    from torchkeep.cli.logbook import log  # noqa: PLC0415 - files need none of it
+
+    return partial(log, store, as_json=as_json)
+
+
+def _best(_: click.Context, __: click.Parameter, given: str | None) -> tuple[str, Literal["min", "max"]] | None:
+    """Understand --best: METRIC:min or METRIC:max."""
+    if given is None:
+        return None
+    metric, sign, mode = given.rpartition(":")
+    if not sign or not metric or mode not in {"min", "max"}:
+        raise click.BadParameter(f"expected METRIC:min or METRIC:max, such as loss:min; found {given!r}")
+    return metric, "min" if mode == "min" else "max"
+
+
+@_commands.command("prune", short_help="Remove checkpoints from a store.", epilog=EXIT_CODES)
+@click.argument("store")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Keep the latest N.")
+@click.option("--every", type=click.IntRange(min=1), metavar="K", help="Keep those whose step is a multiple of K.")
+@click.option("--best", metavar="METRIC:min|max", callback=_best, help="Keep the best by this metric.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be removed, and remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
+def _prune(
+    store: str,
+    *,
+    last: int | None,
+    every: int | None,
+    best: tuple[str, Literal["min", "max"]] | None,
+    dry_run: bool,
+    as_json: bool,
+) -> Callable[[], str]:
+    """Remove the checkpoints of STORE that no rule keeps, and the files of tensors that none needs any more.
+
+    A checkpoint that any rule keeps is kept. Always kept are the latest and the newest that is intact, which is
+    read to see that. Without --best, the best by the store's own rule is kept, where it has one. While another
+    process writes to the store, this waits up to 10 seconds and is refused then.
+    """
+    if last is None and every is None and best is None:
+        raise click.UsageError("say what to keep: --last N, --every K or --best METRIC:min")
+    from torchkeep.cli.pruning import prune  # noqa: PLC0415 - files need none of it
+
+    return partial(prune, store, last=last, every=every, best=best, dry_run=dry_run, as_json=as_json)
 
 
 @_commands.command("check", short_help="Check that a layer behaves.", epilog=_CHECK_EXAMPLES + "\n" + EXIT_CODES)

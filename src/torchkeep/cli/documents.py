@@ -5,6 +5,7 @@ A field may be added under the same schema number; one that goes or changes its 
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +16,9 @@ from torchkeep.rows.totals import count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torchkeep.archive import Listed, Summary
+    from torchkeep.archive.retaining import Best
+    from torchkeep.cli.logbook import Logged
     from torchkeep.files.comparing import Compared, Comparison
     from torchkeep.files.verifying import SourceReport
     from torchkeep.rows import Row
@@ -76,7 +80,14 @@ def verify_document(reports: Sequence[SourceReport]) -> str:
 
 def _verified(report: SourceReport) -> dict[str, Any]:
     files = [{**msgspec.structs.asdict(file), "path": _text(file.path)} for file in report.files]
-    return {"source": _text(report.source), "status": report.status, "files": files, "error": report.error}
+    store = {} if report.store is None else {"store": report.store}
+    return {
+        "source": _text(report.source),
+        "status": report.status,
+        "files": files,
+        "error": report.error,
+        **store,
+    }
 
 
 def _head(**fields: object) -> str:
@@ -115,3 +126,57 @@ def _compared(one: Compared) -> dict[str, Any]:
 
 def _said(row: Row) -> dict[str, Any]:
     return {"name": row.name, "shape": row.shape, "dtype": row.dtype, "kind": row.kind, "aliases": row.aliases}
+
+
+def log_document(store: str, found: Logged) -> str:
+    """Return the document of ``torchkeep log --json``: one checkpoint a line, with a final newline."""
+    opening = _head(store=_text(store), id=found.archive.id, rule=found.rule)
+    lines = ",\n".join(_encode(_logged(found, one)) for one in found.listed)
+    return f'{opening},"checkpoints":[\n{lines}\n]}}\n'
+
+
+def _logged(found: Logged, one: Listed) -> dict[str, Any]:
+    summary = one.summary
+    return {
+        "step": one.name.step,
+        "sequence": one.name.sequence,
+        "time": None if summary is None else summary.time,
+        "tensors": None if summary is None else summary.tensors,
+        "nbytes": None if summary is None else summary.nbytes,
+        "written": None if summary is None else summary.written,
+        "metrics": None if summary is None else _plain(summary.values()),
+        "latest": one.name.sequence == found.latest,
+        "best": one.name.sequence == found.best,
+        "error": None if one.error is None else str(one.error),
+    }
+
+
+def prune_document(
+    store: str,
+    rule: Best | None,
+    removed: Sequence[Summary],
+    left: Sequence[int],
+    *,
+    packs: int,
+    nbytes: int,
+    dry_run: bool,
+) -> str:
+    """Return the document of ``torchkeep prune --json``, with a final newline."""
+    gone = [{"step": summary.step, "sequence": summary.sequence} for summary in removed]
+    head = _head(
+        store=_text(store), dry_run=dry_run, rule=rule, removed=gone, kept=left, packs=packs, freed=nbytes
+    )
+    return f"{head}}}\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return a metric as JSON has it; what JSON has no form for is spelled as Python does."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if isfinite(value) else str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    return repr(value)

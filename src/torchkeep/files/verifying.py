@@ -12,6 +12,7 @@ from msgspec import Struct
 from torchkeep.errors import DamageError, FormatError, TorchkeepError
 from torchkeep.formats.contents import Contents
 from torchkeep.formats.digests import digest
+from torchkeep.formats.locations import store_location
 from torchkeep.formats.pickles.checksums import joined_crc
 from torchkeep.formats.sharded import Sharded, described, is_index, model_at, parts_of
 from torchkeep.storage.transfer import Chunk, read_chunks
@@ -69,18 +70,46 @@ class FileReport(Struct, frozen=True):
         return self.format in {"torchkeep", "pytorch"} and self.checked == self.nbytes
 
 
+class KeptReport(Struct, frozen=True):
+    """What was found of one checkpoint in a store.
+
+    Attributes:
+        step: its step.
+        sequence: its number of commit.
+        sound: whether every byte of it is what was written.
+    """
+
+    step: int
+    sequence: int
+    sound: bool
+
+
+class StoreReport(Struct, frozen=True):
+    """What was found in a store.
+
+    Attributes:
+        checkpoints: those that were verified, in the order they were committed.
+        nbytes: bytes of tensors that were compared, those that checkpoints share once.
+    """
+
+    checkpoints: tuple[KeptReport, ...]
+    nbytes: int
+
+
 class SourceReport(Struct, frozen=True):
     """What was found at one path that was given.
 
     Attributes:
         source: as it was given.
-        files: the file, or those that an index names.
+        files: the file, or those that an index names; of a store, only the damaged ones.
         error: why it can't be read, where it can't.
+        store: of a store or one of its checkpoints, what was found in it.
     """
 
     source: str
     files: tuple[FileReport, ...]
     error: str | None
+    store: StoreReport | None = None
 
     @property
     def status(self) -> Status:
@@ -93,7 +122,12 @@ class SourceReport(Struct, frozen=True):
 
 
 def verify_source(storage: Storage, source: str | os.PathLike[str]) -> SourceReport:
-    """Verify a file, or all files of an index; what is wrong is returned, not raised."""
+    """Verify a file, all files of an index, a checkpoint or a store; what is wrong is returned, not raised."""
+    location = store_location(source)
+    if location is not None:
+        from torchkeep.files.rereading import verify_stored  # noqa: PLC0415 - it builds on this module
+
+        return verify_stored(location)
     files: list[FileReport] = []
     error: str | None = None
     try:
