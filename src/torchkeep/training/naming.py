@@ -8,7 +8,7 @@ from torchkeep.names import join
 from torchkeep.tensors.sharing import unused_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Container, Mapping, Sequence
 
     from torch import Tensor
 
@@ -31,6 +31,7 @@ class Names:
     def __init__(self, surveys: Mapping[str, Survey]) -> None:
         self.surveys = dict(surveys)
         self._names: dict[int, str] = {}
+        self._paths: dict[int, str] = {}
         for part in sorted(surveys, key=lambda part: part != MODEL):
             found = surveys[part]
             prefix = "" if part == MODEL or len(surveys) == 1 else part
@@ -40,6 +41,7 @@ class Names:
                     # Two Parameters over one memory have each a state of their own.
                     name = row.name if one is tensor else place.name
                     self._names.setdefault(id(one), join(prefix, name))
+                    self._paths.setdefault(id(one), join(part, name))
 
     def are_of(self, surveys: Mapping[str, Survey]) -> bool:
         """Tell whether they were made from these very surveys."""
@@ -74,6 +76,27 @@ class Names:
     def of(self, parameter: Tensor) -> str | None:
         """Return a parameter's name; None where it is in no module."""
         return self._names.get(id(parameter))
+
+    def path(self, parameter: Tensor) -> str | None:
+        """Return the name of a parameter as one of the state's tensors; None where it is in no module."""
+        return self._paths.get(id(parameter))
+
+
+def paths_of(names: Sequence[str], modules: Collection[str], known: Container[str]) -> dict[str, str]:
+    """Return the names that parameters have among a state's tensors, by the names that optimizers know them by.
+
+    Args:
+        names: as `Names.of_groups` gave them.
+        modules: the state's modules, by part.
+        known: names of the state's tensors, aliases included.
+    """
+    found = {}
+    alone = next(iter(modules), MODEL) if len(modules) == 1 else MODEL
+    for name in names:
+        path = next((path for path in (join(alone, name), name) if path in known), None)
+        if path is not None:
+            found[name] = path
+    return found
 
 
 def _given(group: Mapping[str, Any], position: int) -> str | None:

@@ -42,6 +42,7 @@ def has_own_format(optimizer: Optimizer) -> bool:
     return (
         kind.state_dict is not Optimizer.state_dict
         or kind.load_state_dict is not Optimizer.load_state_dict
+        or not vars(optimizer).keys().isdisjoint({"state_dict", "load_state_dict"})
         or any(getattr(optimizer, hooks, None) for hooks in _HOOKS)
     )
 

@@ -43,6 +43,7 @@ class Plan:
 
     Attributes:
         value: the tree of values.
+        modules: prefixes of the modules in it.
         live: tensors of the state by name.
         problems: a sentence for each thing that does not fit.
         reports: longer texts, for modules.
@@ -57,7 +58,9 @@ class Plan:
 
     def __init__(self, archive: Archive, manifest: Manifest, contents: Mapping[str, Content]) -> None:
         self.archive, self.manifest = archive, manifest
-        self.value: Node = decode_json(decode_state(manifest.path, manifest.body.tree).value)
+        tree = decode_state(manifest.path, manifest.body.tree)
+        self.value: Node = decode_json(tree.value)
+        self.modules = tuple(tree.modules)
         self.live = {
             name: tensor
             for one in contents.values()

@@ -8,6 +8,7 @@ import torch
 
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.keepable import why_not_filled
+from torchkeep.training.naming import paths_of
 from torchkeep.training.optimizing import PARAMS
 from torchkeep.training.planning import listed
 
@@ -65,6 +66,41 @@ class _Regrouping:
         self._plan, self._kept = plan, kept
         self._part, self._optimizer = keeper.part, keeper.obj
         self._named: Named = keeper.named(names)
+        self._was = self._former_names(names)
+
+    def _former_names(self, names: Names) -> dict[int, str]:
+        """Return what each parameter was called in the checkpoint, by identity; those that are new are left out.
+
+        A name depends on which other modules are kept, and on which of a tied parameter's names is its owner's.
+        """
+        aliases, tensors = self._plan.manifest.aliases, self._plan.manifest.tensors
+        kept = dict.fromkeys(name for group in self._kept.names for name in group) | dict.fromkeys(
+            self._kept.state
+        )
+        paths = paths_of(list(kept), self._plan.modules, tensors.keys() | aliases.keys())
+        by_path = {path: name for name, path in paths.items()}
+        by_owner = {aliases.get(path, path): name for name, path in paths.items()}
+        by_name = {name: name for name in kept if name not in paths}
+        found: dict[int, str] = {}
+        taken: set[str] = set()
+        # A tie that is none any more: its owner's state goes to the owner.
+        for known in (by_path, by_owner, by_name):
+            for one, name in self._parameters():
+                path = names.path(one)
+                key = name if known is by_name else aliases.get(path or "", path) if known is by_owner else path
+                was = known.get(key or "")
+                if was is not None and was not in taken and id(one) not in found:
+                    found[id(one)] = was
+                    taken.add(was)
+        return found
+
+    def _parameters(self) -> list[tuple[Tensor, str]]:
+        """Return the live parameters with their names."""
+        return [
+            pair
+            for group, names in zip(self._named.groups, self._named.names, strict=True)
+            for pair in zip(group, names, strict=True)
+        ]
 
     def plan(self) -> None:
         """Compare, then decide for each parameter's state and each group's hyperparameters."""
@@ -75,7 +111,8 @@ class _Regrouping:
                 f"{self._kept.kind}, or leave the optimizer out of the state to begin without"
             )
             return
-        if isinstance(self._optimizer, torch.optim.LBFGS) and self._kept.names != self._named.names:
+        were = [[self._was.get(id(one)) for one in group] for group in self._named.groups]
+        if isinstance(self._optimizer, torch.optim.LBFGS) and self._kept.names != were:
             self._problem(
                 "LBFGS keeps one state for all its parameters in their order, and these are others than those of "
                 f"the checkpoint ({listed([name for group in self._kept.names for name in group])})"
@@ -87,11 +124,10 @@ class _Regrouping:
         for index, (group, names) in enumerate(zip(self._named.groups, self._named.names, strict=True)):
             flags = {**self._optimizer.param_groups[index], **options[index]}
             on_device = bool(flags.get("capturable") or flags.get("fused"))
-            states += [
-                (one, self._state(name, one, on_device=on_device))
-                for name, one in zip(names, group, strict=True)
-                if self._fits(name, one) and name in self._kept.state
-            ]
+            for one, name in zip(group, names, strict=True):
+                was = self._was.get(id(one))
+                if was is not None and self._fits(name, was, one) and was in self._kept.state:
+                    states.append((one, self._state(name, was, one, on_device=on_device)))
         self._tell_differences()
         shared = self._plan.renew(self._part, self._kept.shared) if self._kept.shared is not None else {}
         self._plan.assign.append(lambda: self._assign(options, states, shared))
@@ -99,9 +135,9 @@ class _Regrouping:
     def _problem(self, sentence: str) -> None:
         self._plan.problems.append(f"{self._part}: {sentence}")
 
-    def _fits(self, name: str, parameter: Tensor) -> bool:
-        """Compare a parameter with what it was; one that is new fits."""
-        was = self._kept.parameters.get(name)
+    def _fits(self, name: str, former: str, parameter: Tensor) -> bool:
+        """Compare a parameter with what it was; nothing is known of one that was in no group."""
+        was = self._kept.parameters.get(former)
         if was is None:
             return True
         now = [dtype_name(parameter.dtype), list(parameter.shape)]
@@ -112,35 +148,27 @@ class _Regrouping:
         )
         return False
 
-    def _state(self, name: str, parameter: Tensor, *, on_device: bool) -> Any:
-        prefix = f"{self._part}.state.{name}."
+    def _state(self, name: str, was: str, parameter: Tensor, *, on_device: bool) -> Any:
+        """Make a parameter's state, which the checkpoint has under the name that the parameter had."""
+        mine, theirs = (f"{self._part}.state.{one}." for one in (name, was))
 
         def tensor(key: str) -> Tensor:
-            live = self._plan.live.get(key)
+            inside = key.removeprefix(theirs)
+            live = self._plan.live.get(mine + inside)
             if live is not None:
                 problem = self._plan.misfit(key, live)
                 if problem is None and why_not_filled(live) is None:
-                    if self._plan.fill(self._plan.owner(key), live, key) is None:
+                    if self._plan.fill(self._plan.owner(key), live, mine + inside) is None:
                         return live
-                elif problem is not None and "." not in key.removeprefix(prefix):
-                    self._problem(f"its state {key.removeprefix(f'{self._part}.')!r} does not fit: {problem}")
+                elif problem is not None and "." not in inside:
+                    self._problem(f"the state {inside!r} of its parameter {name!r} does not fit: {problem}")
                     return live
-            device = self._device(name, key, parameter, is_step=key == f"{prefix}step", on_device=on_device)
-            return self._plan.make(key, device, parameter, within=self._part)
+            was_on_cpu = len(self._kept.parameters.get(was, ())) <= 2  # noqa: PLR2004 - no device is noted
+            # torch's optimizers hold ``step`` on the CPU unless the group is capturable or fused.
+            apart = key in self._kept.on_cpu or (inside == "step" and was_on_cpu and not on_device)
+            return self._plan.make(key, "cpu" if apart else parameter.device, parameter, within=self._part)
 
-        return self._plan.decode(self._kept.state[name], tensor)
-
-    def _device(
-        self, name: str, key: str, parameter: Tensor, *, is_step: bool, on_device: bool
-    ) -> torch.device | str:
-        """Return where a tensor of the state belongs: beside its parameter, unless it was apart from it.
-
-        torch's optimizers hold ``step`` on the CPU unless the group is capturable or fused.
-        """
-        was_on_cpu = len(self._kept.parameters.get(name, ())) <= 2  # noqa: PLR2004 - no device is noted
-        if key in self._kept.on_cpu or (is_step and was_on_cpu and not on_device):
-            return "cpu"
-        return parameter.device
+        return self._plan.decode(self._kept.state[was], tensor)
 
     def _options(self, index: int, other: int | None) -> dict[str, Any]:
         """Return the hyperparameters of a live group: those of the group of the checkpoint that it is."""
@@ -175,7 +203,8 @@ class _Regrouping:
             for index, name in enumerate(live)
             if name is not None and live.count(name) == kept.count(name) == 1
         }
-        mine, theirs = list(map(set, self._named.names)), list(map(set, self._kept.names))
+        mine = [{self._was[id(one)] for one in group if id(one) in self._was} for group in self._named.groups]
+        theirs = list(map(set, self._kept.names))
         ranked = sorted(
             (-len(one & other), abs(index - position), index, position)
             for index, one in enumerate(mine)
@@ -199,16 +228,13 @@ class _Regrouping:
         return pairs
 
     def _tell_differences(self) -> None:
-        here = {name for names in self._named.names for name in names}
-        there = {name for names in self._kept.names for name in names}
-        new = [
-            name for names in self._named.names for name in names if name not in there | self._kept.state.keys()
-        ]
-        if new and there:
+        found = set(self._was.values())
+        new = [name for one, name in self._parameters() if id(one) not in self._was]
+        if new and self._kept.state:
             self._plan.left.append(
                 f"{self._part}: parameters that are new here begin without state: {listed(new)}"
             )
-        gone = [name for name in self._kept.state if name not in here]
+        gone = [name for name in self._kept.state if name not in found]
         if gone:
             self._plan.left.append(f"{self._part}: the state of parameters that no group here has: {listed(gone)}")
 

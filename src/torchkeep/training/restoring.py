@@ -25,7 +25,7 @@ from torchkeep.training.keepers import (
 from torchkeep.training.naming import MODEL
 from torchkeep.training.optimizing import OptimizerKeeper
 from torchkeep.training.planning import Plan, listed, put_back
-from torchkeep.training.randomness import rng_problems, set_rng_state
+from torchkeep.training.randomness import accelerator, rng_problems, set_rng_state
 from torchkeep.training.regrouping import kept_of, plan_optimizer
 from torchkeep.training.states import TrainingState, keepers_of, names_of
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from torchkeep.archive import Archive, Manifest
     from torchkeep.formats.values import Node
     from torchkeep.training.naming import Names
+
+_OWN = (ModuleKeeper, OptimizerKeeper, ValueKeeper)
+"""What is filled in place."""
 
 
 @without_collections()
@@ -65,7 +68,8 @@ def restore_into(state: object, archive: Archive, manifest: Manifest) -> tuple[s
     """
     keepers = keepers_of(state)
     names = names_of(state, keepers)
-    contents = {part: keeper.content(names) for part, keeper in keepers.items()}
+    # The others' code is not asked what they hold: a loader might start its workers for that.
+    contents = {part: keeper.content(names) for part, keeper in keepers.items() if isinstance(keeper, _OWN)}
     plan = Plan(archive, manifest, contents)
     restoring = _Restoring(state, plan, names)
     if isinstance(state, TrainingState):
@@ -209,6 +213,9 @@ class _Restoring:
                 f"{part}: the checkpoint has its state by name, but this optimizer changes its state_dict itself"
             )
             return
+        if accelerator() is not None:  # what it holds tells which device each tensor is wanted on
+            held = keeper.content(self._names)
+            self._plan.live.update(zip(held.names, held.tensors, strict=True))
         value = self._plan.renew(part, node)
         self._plan.hand_over.append((part, lambda: keeper.obj.load_state_dict(value)))
 
