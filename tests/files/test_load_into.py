@@ -341,7 +341,7 @@ def test_an_interrupt_in_the_middle_tells_what_was_replaced(tmp_path, monkeypatc
 
         read_into(*args, begun=begun_then_stop, **options)
 
-    monkeypatch.setattr("torchkeep.files.sources.read_into", interrupted)
+    monkeypatch.setattr("torchkeep.files.file_sources.read_into", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         tk.load_into(large_net(0), tmp_path / "file")
     assert "already replaced in the model: a" in caught.value.__notes__[0]

@@ -193,6 +193,57 @@ def test_damage_is_found_before_a_model_changes(tmp_path):
     assert_equal(net.state_dict(), before)
 
 
+def large_state():
+    torch.manual_seed(3)
+    shared = torch.randn(200, 1000)
+    return {
+        "plain": torch.randn(3_000_001),
+        "cast": torch.randn(500, 1000),
+        "transposed": torch.randn(500, 600).t(),
+        "rows": shared[:150],
+        "other rows": shared[50:],
+        "slice": torch.randn(400_000)[100_000:],
+        "conjugated": torch.randn(300, 300, dtype=torch.complex64).conj(),
+        "small": torch.randn(7),
+    }
+
+
+@FORMATS
+def test_large_tensors_reach_a_model_wherever_they_lie_in_their_storages(tmp_path, new):
+    """Whole storages are read straight into the model, the others by way of memory; all values are right."""
+    state = large_state()
+    path = saved(state, tmp_path / "net.pt", new)
+    net = nn.Module()
+    for name, tensor in state.items():
+        net.register_buffer(name.replace(" ", "_"), torch.zeros(tensor.shape, dtype=tensor.dtype))
+    net.cast = net.cast.half()
+    versions = {name: buffer._version for name, buffer in net.named_buffers()}
+    tk.load_into(net, path, rename={"'other rows'": "other_rows"}, cast=True)
+    for name, tensor in state.items():
+        found = net.get_buffer(name.replace(" ", "_"))
+        assert torch.equal(found, tensor.to(found.dtype)), name
+    assert all(buffer._version > versions[name] for name, buffer in net.named_buffers())
+
+
+def test_damage_in_a_large_tensor_names_what_was_replaced(tmp_path):
+    """A checksum that fails once the bytes are in the model says so; with atomic=True the model is as it was."""
+    torch.manual_seed(0)
+    state = {"a": torch.randn(1_000_000), "b": torch.randn(1_000_000), "c": torch.randn(10)}
+    path = saved(state, tmp_path / "net.pt")
+    data = bytearray(path.read_bytes())
+    data[data.index(state["b"].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    for atomic in (False, True):
+        net = nn.Module()
+        for name, tensor in state.items():
+            net.register_buffer(name, torch.zeros_like(tensor))
+        with pytest.raises(DamageError, match="checksum") as caught:
+            tk.load_into(net, path, atomic=atomic)
+        changed = {name for name, buffer in net.named_buffers() if buffer.any()}
+        assert caught.value.tensor == "b"
+        assert set(caught.value.replaced) == changed == (set() if atomic else {"a", "b"})
+
+
 @pytest.mark.parametrize("use", [tk.params, tk.load, lambda path: tk.load_into(nn.Linear(1, 1), path)])
 def test_hostile_files_are_refused_everywhere(tmp_path, use):
     """Whatever takes a path runs nothing that is in the file."""

@@ -9,7 +9,7 @@ import torch
 from torchkeep.archive.described import Described, tensors_in
 from torchkeep.errors import FormatError, SourceError
 from torchkeep.files.loading import values_at
-from torchkeep.files.sources import Offer, Source
+from torchkeep.files.offering import Offer, Source
 from torchkeep.formats.document import decode_json
 from torchkeep.names import join
 from torchkeep.tensors.archived import fill_archived, read_archived

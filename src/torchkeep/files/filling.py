@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchkeep.errors import DamageError
 from torchkeep.files.matching import Matched, Options, match
 from torchkeep.files.pausing import without_collections
-from torchkeep.files.sources import MemorySource, Source, opened
+from torchkeep.files.sources import MemorySource, opened
 from torchkeep.rows.text import size_text
 from torchkeep.storage.local import LOCAL
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from torchkeep.files.offering import Source
     from torchkeep.files.planning import LoadPlan, Policy
     from torchkeep.files.renaming import Renames
     from torchkeep.selectors import Selector
@@ -109,7 +110,9 @@ def load_into(
 
     The live tensors stay the objects that they are: ties and optimizers' references hold, and device, memory
     format and ``requires_grad`` are kept. What a plan can see is checked first, and nothing is changed unless all
-    of it fits. A file's bytes are verified chunk by chunk before they are copied.
+    of it fits. A file's bytes are verified on the way: those of a small tensor before they reach it, those of a
+    large one once they are there, which spares a copy. So damage found midway leaves tensors replaced, the damaged
+    one among them; the error names them all, and ``atomic=True`` keeps the model as it was.
 
     Args:
         net: the model; wrappers around it are no part of the names.

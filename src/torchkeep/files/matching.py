@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from torchkeep.files.offering import Source
     from torchkeep.files.renaming import Renames
-    from torchkeep.files.sources import Source
     from torchkeep.rows import Row
     from torchkeep.tables.survey import Survey
 

@@ -8,9 +8,10 @@ import torch
 
 from torchkeep.errors import FormatError, RecipeError
 from torchkeep.files.checkpointed import CheckpointSource
+from torchkeep.files.file_sources import FileSource
 from torchkeep.files.filling import fill_from
 from torchkeep.files.matching import Options
-from torchkeep.files.sources import FileSource, opened
+from torchkeep.files.sources import opened
 from torchkeep.formats.document import decode_json
 from torchkeep.recipes import Recipe, build
 from torchkeep.storage.local import LOCAL
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from torchkeep.files.sources import Source
+    from torchkeep.files.offering import Source
     from torchkeep.tensors.checkpoints import Checkpoint
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torchkeep.files.sources import Source
+from torchkeep.files.offering import Source
 from torchkeep.tensors.reading import changed
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torchkeep.rows import Row
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torchkeep.files.sources import Offer
+    from torchkeep.files.offering import Offer
 
 Policy: TypeAlias = Literal["error", "ignore"]
 

@@ -12,6 +12,8 @@ from torchkeep.formats.digests import CHUNK
 from torchkeep.formats.safetensors import MAX_NDIM
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torchkeep.formats.document import Document, View
     from torchkeep.formats.safetensors import Header
 
@@ -96,6 +98,16 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             continue
         if step != expected:
             return False
+        expected *= size
+    return True
+
+
+def is_row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Tell whether elements at those steps lie one after the other, the last dimension's first."""
+    expected = 1
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        if size != 1 and step != expected:
+            return 0 in shape
         expected *= size
     return True
 

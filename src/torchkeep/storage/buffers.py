@@ -27,6 +27,11 @@ class Buffer:
         return len(self.view)
 
 
+def memory_at(address: int, nbytes: int) -> memoryview:
+    """Return memory that someone else keeps alive, as writable bytes."""
+    return memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
+
+
 def aligned_part(start: int, buffer: Buffer, begin: int, end: int) -> tuple[int, int]:
     """Return the part of ``buffer[begin:end]`` that direct I/O at position ``start`` can carry; it may be empty.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 THREADS: Final = 2
 _GROUP: Final = 8 * 1024 * 1024
 """Small chunks travel together up to this many bytes."""
-_IN_PLACE: Final = 256 * 1024
+IN_PLACE: Final = 256 * 1024
 """Shorter chunks are never read to their place before they are checked."""
 _GAP: Final = 32 * 1024
 """Unwanted bytes between two chunks that are rather read than jumped over."""
@@ -116,7 +116,7 @@ def read_chunks(
 
     def move(group: Group, buffer: Buffer) -> None:
         chunk = group.chunks[0]
-        if place is not None and chunk.nbytes >= _IN_PLACE and len(group.chunks) == 1:
+        if place is not None and chunk.nbytes >= IN_PLACE and len(group.chunks) == 1:
             room = place(chunk)
             if room is not None:
                 file.fill_view(chunk.start, room, buffer, lambda: begun(chunk))

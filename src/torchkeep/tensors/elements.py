@@ -15,6 +15,7 @@ import torch
 
 from torchkeep.archive.locating import locate
 from torchkeep.dtypes import DTYPES
+from torchkeep.formats.consistency import is_row_major
 from torchkeep.formats.contents import Contents
 from torchkeep.formats.digests import CHUNK, digest
 from torchkeep.formats.kinds import holds_pickle
@@ -29,7 +30,7 @@ from torchkeep.tensors.reading import changed, read_tensors
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -272,16 +273,6 @@ def opened_elements(storage: Storage, path: str | os.PathLike[str]) -> Iterator[
             yield _ShardedElements(found, {part: of_file(part) for part in found.parts})
         else:
             yield of_file(found)
-
-
-def is_row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Tell whether elements at those steps lie one after the other, the last dimension's first."""
-    expected = 1
-    for size, step in zip(reversed(shape), reversed(stride), strict=True):
-        if size != 1 and step != expected:
-            return 0 in shape
-        expected *= size
-    return True
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

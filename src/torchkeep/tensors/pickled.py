@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter, OrderedDict
+from collections import Counter
 from contextlib import closing
 from ctypes import memmove
 from typing import TYPE_CHECKING, Any, Final
@@ -15,20 +15,24 @@ from torch import nn
 
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import FormatError, StorageError
+from torchkeep.formats.consistency import is_row_major
+from torchkeep.formats.contents import Stored
 from torchkeep.formats.opening import differing
 from torchkeep.formats.pickles import pickled_of
 from torchkeep.formats.pickles.checksums import joined_crc
-from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef
+from torchkeep.storage.buffers import memory_at
 from torchkeep.storage.local import LOCAL
-from torchkeep.storage.transfer import Chunk, read_chunks
+from torchkeep.storage.transfer import IN_PLACE, Chunk, read_chunks
 from torchkeep.tensors.copying import empty
 from torchkeep.tensors.dtypes import torch_dtype
-from torchkeep.tensors.reading import changed
+from torchkeep.tensors.making import Making
+from torchkeep.tensors.reading import Destination, changed, fill
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torchkeep.formats.pickles import Pickled
+    from torchkeep.formats.pickles.objects import Extent, TensorRef
     from torchkeep.storage.base import ReadableFile
 
 _CHUNK: Final = 8 * 1024 * 1024
@@ -89,12 +93,12 @@ class PickledReader:
     def value(self) -> Any:
         """Return what was saved."""
         self._read(self.pickled.references())
-        return _Making(self).value(self.pickled.root)
+        return Making(self).value(self.pickled.root)
 
     def item(self, key: str) -> Any:
         """Return what was saved under a key, when a mapping was saved."""
         self._read(self.pickled.references())
-        return _Making(self).value(self.pickled.root[key])
+        return Making(self).value(self.pickled.root[key])
 
     def tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Return tensors by name, any of a tie's: plain ones without gradients, as state_dicts have them."""
@@ -103,6 +107,55 @@ class PickledReader:
         plain = {described.identity: described for described in wanted.values()}
         made = {identity: self._plain(described) for identity, described in plain.items()}
         return {name: made[described.identity] for name, described in wanted.items()}
+
+    def alone(self, names: Iterable[str]) -> list[str]:
+        """Return those names of tensors that `fill` can fill targets with: large, and the whole of a storage."""
+        wanted = list(names)
+        users = Counter(
+            tensor.storage.key for name in wanted if (tensor := self.pickled.tensors[name]).storage is not None
+        )
+        return [name for name in wanted if self._is_alone(self.pickled.tensors[name], users)]
+
+    def _is_alone(self, described: TensorRef, users: Counter[str]) -> bool:
+        storage = described.storage
+        if storage is None or storage.key in self._storages or users[storage.key] > 1:
+            return False
+        if described.conj or described.neg or self.pickled.byte_order != "little" or described.start:
+            return False
+        extent = self.pickled.extents[storage.key]
+        whole = described.numel * DTYPES[described.dtype].itemsize == extent.nbytes
+        return whole and extent.nbytes >= IN_PLACE and is_row_major(described.shape, described.stride)
+
+    def fill(self, pairs: Sequence[tuple[str, torch.Tensor]], begun: Callable[[int], object]) -> None:
+        """Read tensors straight into targets of their shape, converting where dtypes differ.
+
+        Args:
+            pairs: names out of `alone`, and targets.
+            begun: is told a pair's position before the first byte of its target changes, perhaps repeatedly, from
+                any thread.
+
+        Raises:
+            DamageError: bytes are not what was written; they have reached the targets.
+        """
+        refs = [self.pickled.tensors[name] for name, _ in pairs]
+        extents = [self.pickled.extents[ref.storage.key] for ref in refs if ref.storage is not None]
+        destinations = [
+            Destination(
+                Stored(name, ref.dtype, ref.shape, extent.start, extent.start + extent.nbytes, None), target
+            )
+            for (name, target), ref, extent in zip(pairs, refs, extents, strict=True)
+        ]
+        sums = _Sums(self._verify)
+        fill(self._file, destinations, _CHUNK, sums.check, begun)
+        for position, ((name, _), extent) in enumerate(zip(pairs, extents, strict=True)):
+            self._compare(extent, sums.of(position), name)
+        if self._file.has_changed():
+            raise changed(self._file.path)
+
+    def _compare(self, extent: Extent, crc: int | None, name: str) -> None:
+        if crc is not None and extent.crc not in {None, crc}:
+            stop = extent.start + extent.nbytes
+            raise differing(self.pickled.path, extent.start, stop, name, "checksum")
 
     def tensor(self, described: TensorRef) -> torch.Tensor:
         """Return the tensor that is described, as it was saved, once its storage has been read."""
@@ -149,10 +202,8 @@ class PickledReader:
         memory = self._allocated([extents[key].nbytes for key in keys])
         crcs = self._fill([(extents[key].start, place) for key, place in zip(keys, memory, strict=True)])
         for key, place, crc in zip(keys, memory, crcs, strict=True):
-            extent = extents[key]
-            if crc is not None and extent.crc not in {None, crc}:
-                stop = extent.start + extent.nbytes
-                raise differing(self.pickled.path, extent.start, stop, self._user(key), "checksum")
+            if crc is not None and extents[key].crc not in {None, crc}:
+                self._compare(extents[key], crc, self._user(key))
             ordered = place if self.pickled.byte_order == "little" else self._swapped(place, key, users[key])
             self._storages[key] = ordered.to(self._device).untyped_storage()
         if self._file.has_changed():
@@ -171,26 +222,22 @@ class PickledReader:
 
     def _fill(self, places: list[tuple[int, torch.Tensor]]) -> list[int | None]:
         """Fill memory from positions of the file, and return its checksums where they are to be verified."""
-        addresses = [memory.data_ptr() for _, memory in places]
         chunks = [
             Chunk(start + offset, min(_CHUNK, memory.nbytes - offset), position, offset)
             for position, (start, memory) in enumerate(places)
             for offset in range(0, memory.nbytes, _CHUNK)
         ]
-        found: dict[tuple[int, int], int] = {}
+        addresses = [memory.data_ptr() for _, memory in places]
+        sums = _Sums(self._verify)
 
         def take(chunk: Chunk, address: int) -> None:
             memmove(addresses[chunk.tensor] + chunk.offset, address, chunk.nbytes)
 
-        def check(chunk: Chunk, view: memoryview) -> None:
-            if self._verify:
-                found[chunk.tensor, chunk.offset] = crc32(view)
+        def place(chunk: Chunk) -> memoryview:
+            return memory_at(addresses[chunk.tensor] + chunk.offset, chunk.nbytes)
 
-        read_chunks(self._file, chunks, take, check)
-        crcs = [0] * len(places)
-        for chunk in chunks if self._verify else ():
-            crcs[chunk.tensor] = joined_crc(crcs[chunk.tensor], found[chunk.tensor, chunk.offset], chunk.nbytes)
-        return [*crcs] if self._verify else [None] * len(places)
+        read_chunks(self._file, chunks, take, sums.check, place)
+        return [sums.of(position) for position in range(len(places))]
 
     def _user(self, key: str) -> str:
         """Return the name of a tensor in a storage."""
@@ -209,67 +256,24 @@ class PickledReader:
         return memory.view(-1, unit).flip(1).contiguous().view(-1)
 
 
-class _Making:
-    """Makes values of descriptions; what is shared in the file is shared in what comes out."""
+class _Sums:
+    """Checksums of storages, made of those of their chunks, which come in any order."""
 
-    def __init__(self, reader: PickledReader) -> None:
-        self._reader = reader
-        self._made: dict[int, Any] = {}
+    def __init__(self, verify: bool) -> None:
+        self._verify = verify
+        self._found: dict[int, dict[int, tuple[int, int]]] = {}
 
-    def value(self, described: Any) -> Any:
-        """Return what is described; containers lie at most 100 deep."""
-        kind = type(described)
-        if kind is TensorRef:
-            return self._reader.tensor(described)
-        if kind not in _CONTAINERS:
-            return self._plain(described)
-        if id(described) not in self._made:
-            self._made[id(described)] = self._container(described)
-        return self._made[id(described)]
+    def check(self, chunk: Chunk, view: memoryview) -> None:
+        """Note a chunk's."""
+        if self._verify:
+            crc = crc32(view)
+            self._found.setdefault(chunk.tensor, {})[chunk.offset] = crc, chunk.nbytes
 
-    def _container(self, described: Any) -> Any:
-        kind = type(described)
-        if kind is dict:
-            return self._items(described)
-        if kind is Counter:
-            counts: Counter[Any] = Counter()
-            # Counter's own update would add.
-            dict.update(counts, self._items(described))
-            return counts
-        if kind is Ordered:
-            ordered = OrderedDict(self._items(described))
-            if described.metadata is not None:
-                # The one attribute that a state_dict has: versions of modules, for load_state_dict.
-                ordered.__dict__["_metadata"] = self.value(described.metadata)
-            return ordered
-        if kind in {set, frozenset}:
-            return kind(map(self._plain, described))
-        return kind(map(self.value, described))
-
-    def _items(self, described: dict[Any, Any]) -> dict[Any, Any]:
-        return {self._plain(key): self.value(value) for key, value in described.items()}
-
-    def _plain(self, described: Any) -> Any:
-        """Return a value that may be a key: tuples of them, too."""
-        kind = type(described)
-        if kind is Dtype:
-            return self._reader.dtype(described.name)
-        if kind is Size:
-            return torch.Size(described)
-        if kind is Device:
-            return self._device(described.text)
-        if kind is Layout:
-            return torch.strided
-        return tuple(map(self._plain, described)) if kind is tuple else described
-
-    def _device(self, text: str) -> torch.device:
-        try:
-            return torch.device(text)
-        except RuntimeError as cause:
-            raise FormatError(
-                f"{self._reader.pickled.path!r} holds the device {text!r}, which torch {torch.__version__} does "
-                "not know; save its name instead"
-            ) from cause
-
-
-_CONTAINERS: Final = {dict, Ordered, Counter, list, tuple, set, frozenset}
+    def of(self, position: int) -> int | None:
+        """Return the checksum of a storage; None where none is asked for."""
+        if not self._verify:
+            return None
+        crc = 0
+        for _, (following, nbytes) in sorted(self._found.get(position, {}).items()):
+            crc = joined_crc(crc, following, nbytes)
+        return crc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import c_char, memmove
+from ctypes import memmove
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from torchkeep.errors import FormatError, NoMatchError
 from torchkeep.formats.digests import CHUNK, digest
 from torchkeep.formats.opening import differing
+from torchkeep.storage.buffers import memory_at
 from torchkeep.storage.local import LOCAL
 from torchkeep.storage.transfer import Chunk, read_chunks
 from torchkeep.tensors.copying import cast_in, copy_in, empty, plain_address
@@ -131,11 +132,6 @@ def read_into(
     """
     digests = contents.digests if verify else None
     size = CHUNK if contents.document is None else contents.document.chunk
-    takers = [_Taker(destination) for destination in destinations]
-
-    def take(chunk: Chunk, address: int) -> None:
-        begun(chunk.tensor)
-        takers[chunk.tensor].take(chunk, address)
 
     def check(chunk: Chunk, view: memoryview) -> None:
         if digests is not None:
@@ -143,13 +139,30 @@ def read_into(
             if digest(view) != digests.of(name, chunk.offset // size):
                 raise differing(contents.path, chunk.start, chunk.start + chunk.nbytes, name)
 
+    fill(file, destinations, size, check, begun)
+    if digests is None and file.has_changed():
+        raise changed(contents.path)
+
+
+def fill(
+    file: ReadableFile,
+    destinations: Sequence[Destination],
+    size: int,
+    check: Callable[[Chunk, memoryview], None],
+    begun: Callable[[int], object],
+) -> None:
+    """Read entries into tensors in chunks of ``size`` bytes, each given to ``check``; see `read_into`."""
+    takers = [_Taker(destination) for destination in destinations]
+
+    def take(chunk: Chunk, address: int) -> None:
+        begun(chunk.tensor)
+        takers[chunk.tensor].take(chunk, address)
+
     def place(chunk: Chunk) -> memoryview | None:
         return takers[chunk.tensor].place(chunk)
 
     chunks = sorted(_chunks(destinations, size))
     read_chunks(file, chunks, take, check, place, begun=lambda chunk: begun(chunk.tensor))
-    if digests is None and file.has_changed():
-        raise changed(contents.path)
 
 
 class _Taker:
@@ -177,7 +190,7 @@ class _Taker:
         """Return the target's own memory for a chunk, where its elements lie in the file's order."""
         if self._pointer is None:
             return None
-        return memoryview((c_char * chunk.nbytes).from_address(self._pointer + chunk.offset)).cast("B")
+        return memory_at(self._pointer + chunk.offset, chunk.nbytes)
 
 
 def is_makeable(dtype: str) -> bool:
