@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 WATCHED: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT") if hasattr(signal, name))
 _NOTICE: Final = b"\ntorchkeep: finishing the step, then saving; press Ctrl-C again to stop at once\n"
 _REDELIVER_SECONDS: Final = 0.05
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class Preempted(SystemExit):
@@ -109,6 +111,7 @@ class ShieldedStart:
         self._start = start
         self._wrapped = wrapped
         self._main = os.getpid()
+        self._by_main_thread = threading.current_thread() is threading.main_thread()
 
     def __call__(self, worker: int) -> None:
         """Shield worker number ``worker``."""
@@ -118,6 +121,8 @@ class ShieldedStart:
                 signal.signal(number, _leave_to_main)
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+            if self._by_main_thread:
+                _die_with_parent(self._main)
             for name in ("stdout", "stderr"):
                 # While a progress bar is shown these are its own; a worker has no bar.
                 setattr(sys, name, getattr(getattr(sys, name), "rich_proxied_file", getattr(sys, name)))
@@ -151,6 +156,19 @@ def _make_killable(child: Any) -> None:
 
 def _leave_to_main(number: int, frame: FrameType | None) -> None:
     """Do nothing: the main process has the same signal, or will end this process otherwise."""
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask Linux to kill this worker when its parent dies; by itself it would find out some seconds later.
+
+    Not for workers of other threads: what counts is the end of the thread that started them.
+    """
+    if sys.platform == "linux" and os.getppid() == parent:
+        prctl = getattr(ctypes.CDLL(None), "prctl", None)
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:  # it died meanwhile
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _show_own_dataset() -> None:
