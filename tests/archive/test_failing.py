@@ -8,7 +8,7 @@ import os
 import pytest
 
 from archive_states import ROOT, content, state, writer
-from torchkeep.archive import Retention, verify
+from torchkeep.archive import Archive, Retention, verify
 from torchkeep.errors import StorageError, UnsavableError
 from torchkeep.formats.opening import refused
 from torchkeep.storage.memory import MemoryStorage
@@ -30,6 +30,17 @@ def failing(disk, at, error):
 
     disk.before = before
     return calls
+
+
+def dying(disk, at):
+    """Let no call succeed from the call number ``at`` on."""
+    left = iter(range(at))
+
+    def before(*_):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    disk.before = before
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, KeyboardInterrupt(), MemoryError()], ids=str)
@@ -61,14 +72,18 @@ def test_a_save_that_fails_leaves_what_was_and_nothing_in_staging(error):
         pytest.fail("no save succeeded")
 
 
-def test_a_prune_that_fails_leaves_what_is_kept():
+ERRORS = pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
+
+
+@ERRORS
+def test_a_prune_that_fails_leaves_what_is_kept(error):
     """Each call in turn: what the rules keep is whole, and the next prune finishes."""
     for at in range(100):
         disk = MemoryStorage({"/runs": None})
         with writer(disk) as store:
             for step in range(4):
                 store.commit(step, state(w=bytes([step]) * 100))
-            calls = failing(disk, at, errno.EIO)
+            calls = failing(disk, at, error)
             try:
                 store.prune(Retention(last=2))
             except StorageError:
@@ -77,6 +92,7 @@ def test_a_prune_that_fails_leaves_what_is_kept():
                 assert len(calls) <= at
                 disk.before = None
                 break
+            assert {name.step for name in store.names()} >= {2, 3}
             assert verify(store, store.names()).ok
             store.prune(Retention(last=2))
             assert [name.step for name in store.names()] == [2, 3]
@@ -85,22 +101,75 @@ def test_a_prune_that_fails_leaves_what_is_kept():
         pytest.fail("no prune succeeded")
 
 
-def test_opening_that_fails_gives_the_lock_back():
-    """Each call in turn: the next writer is not refused."""
+@ERRORS
+@pytest.mark.parametrize("kind", ["new", "with checkpoints", "left by the dead"])
+def test_opening_that_fails_gives_the_lock_back(error, kind):
+    """Each call in turn: nothing is lost by it, and the next writer is not refused."""
     for at in range(100):
         disk = MemoryStorage({"/runs": None})
-        calls = failing(disk, at, errno.EIO)
+        if kind != "new":
+            store = writer(disk, prefix="a")
+            store.commit(1, state(**OLD))
+            if kind == "with checkpoints":
+                store.close()
+            else:
+                dying(disk, 9)
+                with pytest.raises(KeyboardInterrupt):
+                    store.commit(2, state(**NEW))
+                disk.revive()
+        calls = failing(disk, at, error)
         try:
             store = writer(disk)
         except StorageError:
             disk.before = None
-            writer(disk, prefix="b").close()
+            store = writer(disk, prefix="b")
         else:
             assert len(calls) <= at
             store.close()
             break
+        assert kind == "new" or content(store, store.latest()) in (OLD, NEW)
+        store.close()
     else:
         pytest.fail("no store was opened")
+
+
+@ERRORS
+def test_closing_that_fails_gives_the_lock_back(error):
+    """Each call in turn: what stays in staging is the next writer's to clear."""
+    for at in range(10):
+        disk = MemoryStorage({"/runs": None})
+        store = writer(disk)
+        store.commit(1, state(**OLD))
+        calls = failing(disk, at, error)
+        store.close()
+        disk.before = None
+        with writer(disk, prefix="b") as store:
+            assert content(store, store.latest()) == OLD
+        if len(calls) <= at:
+            break
+    else:
+        pytest.fail("close makes more calls than were tried")
+
+
+@ERRORS
+def test_a_restore_that_fails_says_so_and_goes_back_to_nothing_older(error):
+    """Each call in turn: a disk that fails is no reason to take an older checkpoint for the latest."""
+    disk = MemoryStorage({"/runs": None})
+    with writer(disk) as store:
+        store.commit(1, state(**OLD))
+        store.commit(2, state(**NEW))
+    for at in range(30):
+        calls, got = failing(disk, at, error), []
+        try:
+            store = Archive.open(disk, ROOT)
+            store.restore(lambda manifest: got.append(content(store, manifest)))  # noqa: B023 - called at once
+        except StorageError:
+            assert not got
+        else:
+            assert (len(calls) <= at, got) == (True, [NEW])
+            break
+    else:
+        pytest.fail("no restore succeeded")
 
 
 def test_a_file_whose_sync_failed_is_not_synced_again():
