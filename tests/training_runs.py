@@ -58,7 +58,7 @@ def steps(net, optimizer, count, scheduler=None, size=6):
             loss.backward()
             return loss
 
-        losses.append(float(optimizer.step(closure)))
+        losses.append(float(optimizer.step(closure).detach()))
         if scheduler is not None:
             scheduler.step()
     return losses

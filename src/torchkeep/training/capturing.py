@@ -14,7 +14,7 @@ from torchkeep.files.pausing import without_collections
 from torchkeep.formats.paths import ROOT, Path
 from torchkeep.formats.values import unsavable
 from torchkeep.training.keepers import ModuleKeeper
-from torchkeep.training.naming import MODEL
+from torchkeep.training.naming import MODEL, listed
 from torchkeep.training.optimizing import OptimizerKeeper
 from torchkeep.training.states import TrainingState, keepers_of, merger_of, names_of
 
@@ -125,18 +125,18 @@ def _in_two_optimizers(contents: Mapping[str, Content], names: Names) -> list[tu
     optimizers = {part: content for part, content in contents.items() if content.parameters}
     if len(optimizers) < 2:  # noqa: PLR2004 - two or more
         return []
-    problems: list[tuple[Path | str, str]] = []
     seen: dict[int, str] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
     for part, content in optimizers.items():
         for parameter in content.parameters:
             first = seen.setdefault(id(parameter), part)
             if first != part:
-                name = names.of(parameter) or f"of shape {list(parameter.shape)}"
-                sentence = (
-                    f"its parameter {name} is also in {first!r}; let each parameter be in one optimizer only"
-                )
-                problems.append((Path(ROOT, part), sentence))
-    return problems
+                name = names.of(parameter) or f"a parameter of shape {list(parameter.shape)}"
+                shared.setdefault((first, part), []).append(name)
+    return [
+        (Path(ROOT, part), f"{listed(found)} are also in {first!r}; let each parameter be in one optimizer only")
+        for (first, part), found in shared.items()
+    ]
 
 
 def _recipe(keepers: Mapping[str, Keeper], names: Names) -> Any:

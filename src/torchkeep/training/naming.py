@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from torchkeep.names import join
 from torchkeep.tensors.sharing import unused_name
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from torchkeep.tables.survey import Survey
 
-MODEL = "model"
+_SHOWN: Final = 5
+MODEL: Final = "model"
 """The part whose parameters need no prefix."""
 
 
@@ -97,6 +98,12 @@ def paths_of(names: Sequence[str], modules: Collection[str], known: Container[st
         if path is not None:
             found[name] = path
     return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _given(group: Mapping[str, Any], position: int) -> str | None:

@@ -19,6 +19,7 @@ from torchkeep.tensors.keepable import why_not_filled
 from torchkeep.tensors.plain import PLAIN_READERS
 from torchkeep.tensors.reading import is_makeable
 from torchkeep.tensors.sharing import suspects
+from torchkeep.training.naming import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from torchkeep.formats.values import Node
     from torchkeep.training.contents import Content
 
-_SHOWN: Final = 5
 _MUTABLE: Final = frozenset({dict, OrderedDict, Counter, list, set})
 
 
@@ -243,12 +243,6 @@ class Plan:
             for name, (_, target) in zip(self._names, self._pairs, strict=True):
                 if name:
                     torch.autograd.graph.increment_version(target)
-
-
-def listed(names: tuple[str, ...] | list[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def put_back(live: Any, new: Any, seen: set[int] | None = None) -> Any:

@@ -8,9 +8,8 @@ import torch
 
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.keepable import why_not_filled
-from torchkeep.training.naming import paths_of
+from torchkeep.training.naming import listed, paths_of
 from torchkeep.training.optimizing import PARAMS
-from torchkeep.training.planning import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -22,9 +22,9 @@ from torchkeep.training.keepers import (
     StatefulKeeper,
     ValueKeeper,
 )
-from torchkeep.training.naming import MODEL
+from torchkeep.training.naming import MODEL, listed
 from torchkeep.training.optimizing import OptimizerKeeper
-from torchkeep.training.planning import Plan, listed, put_back
+from torchkeep.training.planning import Plan, put_back
 from torchkeep.training.randomness import accelerator, rng_problems, set_rng_state
 from torchkeep.training.regrouping import kept_of, plan_optimizer
 from torchkeep.training.states import TrainingState, keepers_of, names_of
