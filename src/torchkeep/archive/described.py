@@ -15,7 +15,7 @@ from torchkeep.names import join
 from torchkeep.rows import Listing, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torchkeep.archive.manifest import Manifest
 
@@ -60,7 +60,7 @@ def decode_state(path: str, raw: msgspec.Raw) -> StateTree:
     except msgspec.DecodeError as cause:
         raise FormatError(f"the manifest {path!r} describes no state that can be read: {cause}") from cause
     except RecursionError as cause:
-        raise FormatError(f"the state that the manifest {path!r} describes is nested too deeply") from cause
+        raise FormatError(f"the state described in {path!r} is nested too deeply") from cause
     if tree.version > VERSION:
         raise NewerFormatError(
             f"the state in {path!r} was described in version {tree.version}, and this torchkeep reads up to "
@@ -94,6 +94,10 @@ class Described:
             )
         except FormatError as cause:
             raise FormatError(f"the manifest {manifest.path!r} contradicts itself: {cause}") from cause
+        except RecursionError as cause:
+            raise FormatError(
+                f"the state that the manifest {manifest.path!r} describes is nested too deeply"
+            ) from cause
         order = self.tree.order or (*manifest.tensors, *manifest.aliases)
         self.names = tuple(name for name in order if name not in self.hidden) if self.hidden else order
 
@@ -102,10 +106,12 @@ class Described:
         known = manifest.tensors.keys() | manifest.aliases.keys()
         if order and (len(order) != len(known) or set(order) != known):
             raise FormatError("its order does not name every tensor once")
+        own: dict[str, set[str]] = {prefix: set() for prefix in self.tree.modules}
+        for name in known:
+            for prefix in self._around(name):
+                own[prefix].add(name[len(prefix) + 1 :] if prefix else name)
         for prefix, facts in self.tree.modules.items():
-            inside = f"{prefix}." if prefix else ""
-            own = {name[len(inside) :] for name in known if name.startswith(inside)} if inside else known
-            check_facts(facts, own)
+            check_facts(facts, own[prefix])
 
     @property
     def source(self) -> str:
@@ -118,12 +124,17 @@ class Described:
 
     def module_of(self, name: str) -> str | None:
         """Return the prefix of the module that a name lies in; None where it lies in none."""
+        return next(self._around(name), None)
+
+    def _around(self, name: str) -> Iterator[str]:
+        """Yield the prefixes of the modules around a name, the innermost first."""
         modules = self.tree.modules
-        for depth in range(self._depth, 0, -1):
-            segments = name.split(".", depth)
-            if len(segments) > depth and (prefix := ".".join(segments[:depth])) in modules:
-                return prefix
-        return "" if "" in modules else None
+        segments = name.split(".", self._depth)
+        for depth in range(len(segments) - 1, 0, -1):
+            if (prefix := ".".join(segments[:depth])) in modules:
+                yield prefix
+        if "" in modules:
+            yield ""
 
     @cached_property
     def _depth(self) -> int:
