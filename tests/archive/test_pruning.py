@@ -161,6 +161,59 @@ def test_a_prune_waits_for_a_save_in_flight(disk):
     assert content(store, manifest)["w"] == bytes([2]) * 100
 
 
+READS = {
+    "latest": lambda archive: content(archive, archive.latest()),
+    "at": lambda archive: content(archive, archive.at(1)),
+    "best": lambda archive: content(archive, archive.best("loss", "min")),
+    "listing": lambda archive: [one.name.step for one in archive.listing() if one.error is None],
+    "verify": lambda archive: verify(archive, archive.names()).ok,
+    "restore": lambda archive: restored_by(archive, None),
+    "restore a step": lambda archive: restored_by(archive, 1),
+}
+
+
+def restored_by(archive, step):
+    found = []
+    archive.restore(lambda manifest: found.append(content(archive, manifest)), step)
+    return found[-1]
+
+
+@pytest.mark.parametrize("read", READS)
+def test_who_reads_while_others_prune_gets_its_bytes_or_is_told(disk, read):
+    """Before each of its calls all but the latest go: what is read is whole, or was pruned; never damaged."""
+    seen = set()
+    for at in range(200):
+        disk = MemoryStorage({"/runs": None})
+        store = filled(disk, 3)
+        archive, calls = Archive.open(disk, ROOT), []
+
+        def before(call, path):
+            calls.append((call, path))  # noqa: B023 - called in this round only
+            if len(calls) == at + 1:  # noqa: B023 - same
+                store.commit(3, state(w=b"new"), metrics={"loss": 0})  # noqa: B023 - same
+                store.prune(Retention(last=1))  # noqa: B023 - same
+
+        disk.before = before
+        try:
+            found = READS[read](archive)
+        except MissingCheckpointError:
+            found = "pruned"
+        seen.add(str(found))
+        if len(calls) <= at:
+            break
+    expected = {
+        "latest": {"{'w': b'new'}", str({"w": bytes([2]) * 100}), "pruned"},
+        "at": {"pruned", str({"w": bytes([1]) * 100})},
+        "best": {"{'w': b'new'}", str({"w": bytes([2]) * 100}), "pruned"},
+        "restore": {"{'w': b'new'}", str({"w": bytes([2]) * 100})},
+        "restore a step": {"pruned", str({"w": bytes([1]) * 100})},
+        "verify": {"True"},
+        "listing": {"[3]", "[0, 1, 2]"},
+    }[read]
+    assert seen <= expected
+    assert len(seen) > 1 or read == "verify"
+
+
 def test_a_checkpoint_that_is_pruned_while_it_is_read_is_no_damage(disk):
     """Who reads without the lock is told so, with its manifest read or not."""
     store = filled(disk, 3)

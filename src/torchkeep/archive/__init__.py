@@ -13,12 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torchkeep.archive.looking import Listed as Listed
     from torchkeep.archive.manifest import Manifest as Manifest
     from torchkeep.archive.manifest import Piece as Piece
     from torchkeep.archive.manifest import Stored as Stored
     from torchkeep.archive.manifest import Summary as Summary
     from torchkeep.archive.reading import Archive as Archive
-    from torchkeep.archive.reading import Listed as Listed
     from torchkeep.archive.reading import Restored as Restored
     from torchkeep.archive.retaining import PruneReport as PruneReport
     from torchkeep.archive.retaining import Retention as Retention
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from torchkeep.archive.writing import Writer as Writer
 
 _HOMES = {
+    "looking": ("Listed",),
     "manifest": ("Manifest", "Piece", "Stored", "Summary"),
-    "reading": ("Archive", "Listed", "Restored"),
+    "reading": ("Archive", "Restored"),
     "retaining": ("PruneReport", "Retention"),
     "tensors": ("Part", "TensorBytes"),
     "verifying": ("Damage", "VerifyReport", "verify"),
