@@ -69,7 +69,7 @@ class Watch:
         self._before = {}
         if self.noted:
             # Not here: this may run while a generator is being closed, where an exception would be lost.
-            again = threading.Timer(_REDELIVER_SECONDS, signal.raise_signal, (self.noted,))
+            again = threading.Timer(_REDELIVER_SECONDS, _send_to_main_thread, (self.noted,))
             again.daemon = True
             again.start()
 
@@ -145,6 +145,14 @@ def shielding() -> Iterator[None]:
             _make_killable(child)
         if old is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def _send_to_main_thread(number: int) -> None:
+    """Send this process a signal, so that the main thread wakes up of it where it waits."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
 
 
 def _make_killable(child: Any) -> None:
