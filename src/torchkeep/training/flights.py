@@ -102,7 +102,7 @@ class Flights:
     def tell(self) -> None:
         """Raise what failed in the last save, unless that was told already."""
         pending, self._pending = self._pending, None
-        if pending is not None and (error := pending.tell()) is not None:
+        if pending is not None and self._process == os.getpid() and (error := pending.tell()) is not None:
             raise error
 
     # Saving

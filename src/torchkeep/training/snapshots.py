@@ -152,7 +152,7 @@ class Snapshot:
         """
         self._copy(self._now)
         self._first_copied.wait()
-        if self.error is not None:
+        if self.error is not None and 0 in self._done[: self._first]:  # what fails later, others tell
             raise self.error
 
     def copy_all(self, before: Callable[[], None] | None = None) -> None:
