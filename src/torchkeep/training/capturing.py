@@ -13,7 +13,7 @@ from torchkeep import __version__
 from torchkeep.files.pausing import without_collections
 from torchkeep.formats.paths import ROOT, Path
 from torchkeep.formats.values import unsavable
-from torchkeep.training.keepers import ModuleKeeper
+from torchkeep.training.blueprints import blueprint_of
 from torchkeep.training.naming import MODEL, listed
 from torchkeep.training.optimizing import OptimizerKeeper
 from torchkeep.training.states import TrainingState, keepers_of, merger_of, names_of
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchkeep.training.contents import Content
-    from torchkeep.training.keepers import Keeper
     from torchkeep.training.naming import Names
 
 
@@ -79,7 +78,7 @@ def capture(state: object) -> Captured:
         tensors=_owners(contents, aliases),
         aliases=aliases,
         tree=_tree(state, contents, shared.order),
-        recipe=_recipe(keepers, names),
+        recipe=_recipe(names),
         stepped=shared.stepped,
         optimizers=tuple(keeper.obj for keeper in keepers.values() if isinstance(keeper, OptimizerKeeper)),
         left_out=tuple(name for content in contents.values() for name in content.left_out),
@@ -139,13 +138,10 @@ def _in_two_optimizers(contents: Mapping[str, Content], names: Names) -> list[tu
     ]
 
 
-def _recipe(keepers: Mapping[str, Keeper], names: Names) -> Any:
+def _recipe(names: Names) -> Any:
     """Return the recipe of the model: of the part ``model``, or of a state that is a module."""
-    for part in (MODEL, ""):
-        keeper = keepers.get(part)
-        if isinstance(keeper, ModuleKeeper):
-            return keeper.recipe(names.surveys[part])
-    return None
+    found = names.surveys.get(MODEL, names.surveys.get(""))
+    return None if found is None else blueprint_of(found.net).recipe(found)
 
 
 def _versions() -> dict[str, str]:

@@ -24,7 +24,8 @@ class Content:
         names: of the tensors, as they are in the checkpoint.
         tensors: one for each name.
         node: the values around them, as they are in the checkpoint's tree.
-        layout: equal to that of another moment where the same names led to tensors in the same memory.
+        layout: equal to that of another moment where the same names led to tensors in the same memory; None where
+            only the tensors themselves tell.
         problems: path and sentence of what can't be kept.
         stepped: how many of the tensors, from the first on, only an optimizer's step changes.
         parameters: those that an optimizer's step changes.

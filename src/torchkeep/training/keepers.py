@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from torchkeep.archive.described import StateTree, encode_state
-from torchkeep.errors import RecipeError
 from torchkeep.files.collecting import Gatherer
 from torchkeep.files.modules import module_facts
 from torchkeep.names import join
-from torchkeep.recipes import recipe
 from torchkeep.tables.sources import ModuleSource
 from torchkeep.training.contents import Content, has_state, layout_of, refuse_objects
 from torchkeep.training.randomness import rng_state
@@ -48,8 +46,6 @@ class ModuleKeeper(Keeper):
         super().__init__(part, obj)
         self._source: ModuleSource | None = None
         self._seen: Survey | None = None
-        self._described: Survey | None = None
-        self._recipe: Any = None
 
     def survey(self) -> Survey:
         """Survey the module, if it has changed since."""
@@ -102,16 +98,6 @@ class ModuleKeeper(Keeper):
             facts=_plain(collected.module),
             left_out=collected.left_out,
         )
-
-    def recipe(self, found: Survey) -> Any:
-        """Return how the module is built, in JSON's own types; None where no recipe describes it."""
-        if self._described is not found:
-            try:
-                self._recipe = recipe(self.obj).to_dict()
-            except RecipeError:
-                self._recipe = None
-            self._described = found
-        return self._recipe
 
 
 class ValueKeeper(Keeper):
@@ -198,9 +184,7 @@ def encoded(part: str, value: object, *, fresh: bool = False) -> Content:
     node = gatherer.encoder.encode(value, gatherer.root)
     tensors = list(gatherer.tensors.values())
     names = tuple(gatherer.tensors)
-    layout = None if fresh else layout_of(tensors)
-    problems = gatherer.encoder.problems
-    return Content(names, tensors, node, layout, problems, order=names, fresh=fresh)
+    return Content(names, tensors, node, problems=gatherer.encoder.problems, order=names, fresh=fresh)
 
 
 def _has_extra(collected: Collected) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torchkeep.tensors.identity import overlapping, tensor_key
 from torchkeep.tensors.sharing import suspects
+from torchkeep.training.contents import layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -30,22 +31,35 @@ class Shared(NamedTuple):
 
 
 class Merger:
-    """Finds out how tensors share memory, and remembers it until something moves."""
+    """Finds out how tensors share memory, and remembers it until something moves.
 
-    def __init__(self) -> None:
+    Args:
+        remembering: whether there is another time.
+    """
+
+    def __init__(self, *, remembering: bool = True) -> None:
+        self._remembering = remembering
         self._layout: object = None
         self._shared = Shared({}, frozenset(), ())
 
     def shared(self, contents: Mapping[str, Content]) -> Shared:
         """Return how the parts' tensors share memory."""
+        if not self._remembering:
+            return _shared(contents)
         layout = [
-            (part, one.layout, one.names, [id(parameter) for parameter in one.parameters])
+            (part, one.names, _layout(one), [id(parameter) for parameter in one.parameters])
             for part, one in contents.items()
         ]
         if layout != self._layout:
             self._shared = _shared(contents)
             self._layout = layout
         return self._shared
+
+
+def _layout(content: Content) -> object:
+    if content.fresh:
+        return None
+    return layout_of(content.tensors) if content.layout is None else content.layout
 
 
 def _shared(contents: Mapping[str, Content]) -> Shared:

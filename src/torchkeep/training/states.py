@@ -164,5 +164,5 @@ def names_of(state: object, keepers: Mapping[str, Keeper]) -> Names:
 
 def merger_of(state: object) -> Merger:
     """Return what remembers how a state's tensors share memory."""
-    merger: Merger = state.__dict__["_merger"] if isinstance(state, TrainingState) else Merger()
+    merger: Merger = state.__dict__["_merger"] if isinstance(state, TrainingState) else Merger(remembering=False)
     return merger
