@@ -1,6 +1,6 @@
 """Move tensors' bytes between memory and a file in parallel, taking every chunk's digest on the way.
 
-Two threads, each with a buffer of its own: one computes (copying and blake3 both release the GIL) while the other
+A few threads, each with a buffer of its own: one computes (copying and blake3 both release the GIL) while another
 waits for the disk. Neighbouring small chunks travel together. A chunk is handed out only when its digest is right.
 """
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torchkeep.storage.base import ReadableFile, WritableFile
 
 THREADS: Final = 2
+READERS: Final = 4
+"""More than write: disks read fastest when several requests wait, and a reader computes longer between two."""
 _GROUP: Final = 8 * 1024 * 1024
 """Small chunks travel together up to this many bytes."""
 IN_PLACE: Final = 256 * 1024
@@ -85,7 +87,7 @@ def write_chunks(file: WritableFile, chunks: Sequence[Chunk], give: Callable[[Ch
             digests[position] = digest(buffer.view[begin : begin + chunk.nbytes])
         file.write(group.start, buffer, group.start + shift, group.stop + shift)
 
-    _run(list(groups_of(chunks, gap=0)), move)
+    _run(list(groups_of(chunks, gap=0)), move, THREADS)
     return digests
 
 
@@ -129,7 +131,7 @@ def read_chunks(
             check(chunk, buffer.view[begin : begin + chunk.nbytes])
             take(chunk, buffer.address + begin)
 
-    _run(list(groups_of(chunks, gap=_GAP)), move)
+    _run(list(groups_of(chunks, gap=_GAP)), move, READERS)
 
 
 def groups_of(chunks: Sequence[Chunk], *, gap: int) -> Iterator[Group]:
@@ -145,11 +147,11 @@ def groups_of(chunks: Sequence[Chunk], *, gap: int) -> Iterator[Group]:
         yield Group(first, chunks[first:])
 
 
-def _run(groups: Sequence[Group], move: Callable[[Group, Buffer], None]) -> None:
+def _run(groups: Sequence[Group], move: Callable[[Group, Buffer], None], threads: int) -> None:
     """Let threads, this one among them, move the groups; raise what fails first, in the order of the file."""
     crew = _Crew(groups, move)
     helpers = [
-        Thread(target=crew.work, name="torchkeep", daemon=True) for _ in range(min(THREADS, len(groups)) - 1)
+        Thread(target=crew.work, name="torchkeep", daemon=True) for _ in range(min(threads, len(groups)) - 1)
     ]
     try:
         for helper in helpers:
