@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,6 +89,9 @@ def _write_deterministic(value: tuple[bool, bool]) -> None:
         torch._C._set_deterministic_algorithms(value[0], warn_only=value[1])  # noqa: SLF001
 
 
+_SMALLEST, _ONE = 5e-324, 1.0
+"""Their product is zero where denormals are flushed; they have names so that it is worked out each time."""
+
 SETTINGS: dict[str, Setting] = {
     "torch's random state": Setting(torch.get_rng_state, torch.set_rng_state, random=True),
     "the accelerator's random state": Setting(_read_accelerator, _write_accelerator, random=True),
@@ -115,7 +119,7 @@ SETTINGS: dict[str, Setting] = {
         _write_autocast,
     ),
     "float32 matmul precision": Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "flush of denormals": Setting(lambda: (torch.tensor([1e-40]) * 1.0).item() == 0.0, torch.set_flush_denormal),
+    "flush of denormals": Setting(lambda: _SMALLEST * _ONE == 0.0, torch.set_flush_denormal),
     "hooks on all modules": Setting(_read_hooks, _write_hooks),
 }
 
@@ -127,9 +131,13 @@ class Captured:
     values: dict[str, Any]
 
     @classmethod
-    def now(cls) -> Captured:
-        """Read every setting."""
-        return cls({name: setting.read() for name, setting in SETTINGS.items()})
+    def now(cls, *, random: bool = True) -> Captured:
+        """Read every setting.
+
+        Args:
+            random: whether random generators are read too, which takes most of the time.
+        """
+        return cls({name: setting.read() for name, setting in SETTINGS.items() if random or not setting.random})
 
     def restore(self) -> None:
         """Put every setting back."""
@@ -161,6 +169,8 @@ def _same(before: Any, after: Any) -> bool:
             and _same([*before.values()], [*after.values()])
         )
     if isinstance(before, tuple | list):
+        with suppress(ValueError, RuntimeError):  # an array or a tensor in it, which is neither true nor false
+            return bool(before == after)
         return len(before) == len(after) and all(map(_same, before, after))
     same = before == after
     return bool(same.all()) if hasattr(same, "all") else bool(same)

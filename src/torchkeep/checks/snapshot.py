@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _CONTAINERS = (dict, list, set, deque)
+_PLAIN = (dict, OrderedDict, list, set, deque)
+"""Types whose instances mean by emptiness what these do; most containers are a module's empty registries."""
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 """What has attributes, but is code or a library and no part of a layer."""
 
@@ -42,6 +44,7 @@ class Snapshot:
         self.tensors: list[torch.Tensor] = []
         self._objects: list[tuple[Any, dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []
         self._others: list[tuple[Callable[[Any], object], Any]] = []
         self._values: list[_TensorState] = []
         self._seen: dict[int, object] = {}
@@ -63,6 +66,9 @@ class Snapshot:
             grad = thing.grad if thing.is_leaf else None
             return () if grad is None else (grad,)
         if isinstance(thing, _CONTAINERS):
+            if type(thing) in _PLAIN and not thing:
+                self._empty.append(thing)
+                return ()
             self._containers.append((thing, thing.copy()))
             return thing.values() if isinstance(thing, dict) else thing
         other = _state_of(thing)
@@ -81,6 +87,9 @@ class Snapshot:
             vars(thing).update(held)
         for container, content in self._containers:
             _refill(container, content)
+        for container in self._empty:
+            if container:
+                container.clear()
         for scripted in self._scripted:
             scripted.restore()
         for value in self._values:

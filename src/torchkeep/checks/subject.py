@@ -176,7 +176,7 @@ class Subject:
         args, kwargs = self.inputs() if inputs is None else inputs
         if seed is not None:
             reseed(seed)
-        settings = Captured.now()
+        settings = Captured.now(random=False)
         try:
             with torch.set_grad_enabled(grad), nullcontext() if mode is None else mode:
                 return layer(*args, **kwargs)
