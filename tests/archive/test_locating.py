@@ -124,7 +124,8 @@ def broken(root, name):
     path.write_bytes(data)
 
 
-def test_each_failure_says_what_to_do(folder):
+@pytest.mark.usefixtures("folder")
+def test_each_failure_says_what_to_do():
     """No store, no folder, a file, no such step, none yet, no rule, no metric: each in a sentence of its own."""
     make("runs", {1000: None, 1100: None, 5000: None})
     make("plain", {1: None}, rule=None)
@@ -185,7 +186,8 @@ def test_a_checkpoint_pruned_between_listing_and_reading_is_looked_for_again(mon
     assert [name.step for name in gone] == [2]
 
 
-def test_commands_on_stores_take_the_folder_alone(folder):
+@pytest.mark.usefixtures("folder")
+def test_commands_on_stores_take_the_folder_alone():
     """What lists or prunes a store refuses one of its checkpoints, and says what to give instead."""
     make("runs", {1: None})
     assert whole_store("runs").names()[0].step == 1
