@@ -1,0 +1,311 @@
+"""Taking a state apart: names, ties, what a step alone changes, and what can't be kept."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import torchkeep as tk
+from torchkeep.archive.described import Described, decode_state
+from torchkeep.errors import UnsavableError
+from torchkeep.training.capturing import capture
+from training_runs import Store, bits, mlp, same, steps
+
+
+class Average:
+    """An average of a model's state with a state_dict of its own."""
+
+    def __init__(self, net):
+        self.shadow = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+    def state_dict(self):
+        return {"shadow": self.shadow}
+
+    def load_state_dict(self, state_dict):
+        self.shadow = state_dict["shadow"]
+
+
+class Counting(nn.Module):
+    """A layer with extra state: a number and a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.seen = 0, torch.zeros(2)
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+
+    def get_extra_state(self):
+        return {"count": self.count, "seen": self.seen}
+
+    def set_extra_state(self, state):
+        self.count, self.seen = state["count"], state["seen"]
+
+
+def test_a_checkpoint_describes_itself():
+    """Names, kinds and classes of every part can be listed from the manifest, with ties under their owners."""
+    store, net = Store(), mlp()
+    optimizer = torch.optim.Adam(net.parameters())
+    steps(net, optimizer, 1)
+    manifest = store.save(tk.TrainingState(model=net, optimizer=optimizer, best=[1, {"at": torch.ones(2)}]))
+    rows = {row.name: row for row in Described(manifest).listing.rows}
+    assert rows["model.0.weight"].aliases == ("model.4.weight",)
+    assert rows["model.0.weight"].module_type == "Linear"
+    assert rows["model.1.running_mean"].kind == "buffer"
+    assert rows["best.1.at"].shape == (2,)
+    assert rows["optimizer.state.0.weight.exp_avg"].kind is None
+    tree = decode_state(manifest.path, manifest.body.tree)
+    assert list(tree.modules) == ["model"]
+    assert len(tree.order) == len(set(tree.order)) == len(manifest.tensors) + len(manifest.aliases)
+    assert manifest.recipe is not None
+    assert set(manifest.body.versions) >= {"python", "torch", "torchkeep"}
+
+
+def test_a_module_alone_has_its_own_names():
+    """No prefix is added, buffers that are not persistent are told."""
+    store, net = Store(), nn.Sequential(Counting(), nn.Linear(2, 2))
+    net[0].count, net[0].seen = 4, torch.tensor([1.0, 2.0])
+    found = capture(net)
+    assert set(found.tensors) == {"0.weight", "0._extra_state.seen", "1.weight", "1.bias"}
+    assert found.left_out == ("0.scratch",)
+    assert not found.stepped
+    store.save(net)
+    other = nn.Sequential(Counting(), nn.Linear(2, 2))
+    assert store.restore(other) == ()
+    assert other[0].count == 4
+    assert torch.equal(other[0].seen, net[0].seen)
+    assert torch.equal(other[1].weight, net[1].weight)
+
+
+def test_a_module_is_restored_from_a_whole_state():
+    """The part ``model`` is it; what else the checkpoint has is told."""
+    store, net, other = Store(), mlp(0), mlp(1)
+    store.save(tk.TrainingState(model=net, ema=mlp(2)))
+    left = store.restore(other)
+    assert left == (
+        "the part 'ema'",
+        "the part 'epoch'",
+        "the part 'batch'",
+        "the part 'sampler'",
+        "the part 'rng'",
+    )
+    assert same(bits(net), bits(other))
+
+
+def test_extra_state_is_asked_for_at_every_save():
+    """What is found of a module is remembered; its extra state is not."""
+    store, state = Store(), tk.TrainingState(model=nn.Sequential(Counting()))
+    for number in range(3):
+        state.model[0].count = number
+        state.model[0].seen = torch.full((2,), float(number))
+        store.save(state, number)
+    other = tk.TrainingState(model=nn.Sequential(Counting()))
+    assert store.restore(other) == ()
+    assert other.model[0].count == 2
+    assert other.model[0].seen.tolist() == [2.0, 2.0]
+
+
+def test_what_changes_between_saves_is_seen():
+    """Nothing that is remembered may be saved when it is not so any more."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.Adam(net.parameters())
+    state = tk.TrainingState(model=net, optimizer=optimizer, values={"a": torch.ones(1)})
+    capture(state)
+    optimizer.zero_grad()
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    found = capture(state)
+    assert found.tensors["optimizer.state.0.bias.exp_avg"] is optimizer.state[net[0].bias]["exp_avg"]
+    net[0].weight = nn.Parameter(torch.ones(2, 2))
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.state[net[0].bias]["exp_avg"] = torch.full((2,), 9.0)
+    found = capture(state)
+    assert found.tensors["model.0.weight"] is net[0].weight
+    assert "model.0.weight" not in found.stepped
+    assert found.tensors["optimizer.state.0.bias.exp_avg"].tolist() == [9.0, 9.0]
+    assert found.tree["value"]["dict"]["optimizer"]["dict"]["groups"][0]["dict"]["lr"] == 0.5
+    state.values["b"] = torch.zeros(1)
+    net.add_module("more", nn.Linear(1, 1))
+    optimizer.add_param_group({"params": net.more.parameters()})
+    found = capture(state)
+    assert {"values.b", "model.more.bias"} <= found.tensors.keys()
+    assert "model.more.bias" in found.stepped
+    net[1].weight.data = net[0].weight.data
+    found = capture(state)
+    assert found.aliases["model.1.weight"] == "model.0.weight"
+    net[1].weight.data = torch.zeros(2, 2)
+    found = capture(state)
+    assert not found.aliases
+    assert found.tensors["model.1.weight"].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_memory_moving_under_a_plain_tensor_is_seen():
+    """A value that comes to lie on a parameter is no longer what only a step changes, nor the other way round."""
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    state = tk.TrainingState(model=net, optimizer=optimizer, mine={"w": torch.zeros(2, 2)})
+    assert "model.weight" in capture(state).stepped
+    state.mine["w"] = net.weight.data
+    found = capture(state)
+    assert found.aliases == {"mine.w": "model.weight"}
+    assert "model.weight" not in found.stepped
+    state.mine["w"] = net.weight.data[0]
+    found = capture(state)
+    assert not found.aliases
+    assert "model.weight" not in found.stepped
+    state.mine["w"] = torch.zeros(2, 2)
+    assert "model.weight" in capture(state).stepped
+
+
+def test_only_what_steps_change_is_copied_late():
+    """Parameters and their state are; frozen ones, buffers, averages, values and generators are not."""
+    net = mlp()
+    net[1].bias.requires_grad_(requires_grad=False)
+    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trainable, lr=torch.tensor(0.1))
+    steps(net, optimizer, 1)
+    ema = torch.optim.swa_utils.AveragedModel(net)
+    state = tk.TrainingState(
+        model=net, optimizer=optimizer, ema=ema, average=Average(net), best={"x": torch.ones(1)}
+    )
+    found = capture(state)
+    expected = {"model.0.weight", "model.0.bias", "model.1.weight", "model.4.bias"}
+    assert {name for name in found.stepped if name.startswith("model")} == expected
+    others = found.stepped - expected
+    assert all(name.startswith("optimizer.state.") for name in others)
+    assert len(others) == 4 * 3
+    assert found.stepped <= found.tensors.keys()
+    assert found.optimizers == (optimizer,)
+
+
+def test_a_flat_buffer_of_parameters_steps_as_a_whole():
+    """Parameters that lie side by side in one memory share no byte; one that overlaps others does."""
+    flat = torch.zeros(6)
+    net = nn.Module()
+    net.a, net.b = nn.Parameter(flat[:3]), nn.Parameter(flat[3:])
+    state = tk.TrainingState(model=net, optimizer=torch.optim.SGD(net.parameters(), 0.1))
+    assert capture(state).stepped == {"model.a", "model.b"}
+    net.register_buffer("view", flat[2:4])
+    assert not capture(state).stepped
+
+
+def test_tensors_are_kept_once_across_parts():
+    """A module that is also part of another, and an average that is the model's own tensor, cost no bytes."""
+    net = mlp()
+    average = Average(net)
+    average.shadow["0.bias"] = net[0].bias.detach()
+    found = capture(tk.TrainingState(head=net[4], average=average, model=net))
+    assert found.aliases["head.weight"] == found.aliases["model.4.weight"] == "model.0.weight"
+    assert found.aliases["average.shadow.0.bias"] == "model.0.bias"
+    assert found.tensors["model.0.weight"] is net[4].weight
+    store, other = Store(), mlp(1)
+    store.save(tk.TrainingState(head=net[4], average=average, model=net))
+    restored = tk.TrainingState(head=other[4], average=Average(other), model=other)
+    assert store.restore(restored) == ()
+    assert torch.equal(other[0].weight, net[0].weight)
+    assert torch.equal(restored.average.shadow["0.bias"], net[0].bias)
+    assert restored.average.shadow["0.bias"].data_ptr() != other[0].bias.data_ptr()
+
+
+def test_everything_that_needs_pickle_is_told_at_once():
+    """Each with its path and type, before anything is written."""
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    class Odd:
+        def state_dict(self):
+            return {"inner": [object()]}
+
+        def load_state_dict(self, state_dict): ...
+
+    state = tk.TrainingState(
+        model=net, optimizer=optimizer, odd=Odd(), values={"f": len, "nets": [net], "ok": 1}, kind=Odd
+    )
+    state.epoch = 1.5
+    with pytest.raises(UnsavableError) as caught:
+        capture(state)
+    text = str(caught.value)
+    assert "odd['inner'][0]: it is an object" in text
+    assert "values['f']: it is a builtin_function_or_method" in text
+    assert (
+        "values['nets'][0]: it is a torch.nn.modules.container.Sequential among plain values; make it a part"
+        in text
+    )
+    assert "kind: it is a type; save its name" in text
+    assert "epoch: it must be a whole number, not 1.5" in text
+
+
+def test_a_model_without_values_is_refused_with_advice():
+    """The meta device has no values, and a lazy layer no shape."""
+    with pytest.raises(UnsavableError, match=r"model\.weight: it is on the meta device and has no values"):
+        capture(tk.TrainingState(model=nn.Linear(2, 2, device="meta")))
+    with pytest.raises(UnsavableError, match=r"model\.weight: it has no shape yet; run a forward pass first"):
+        capture(tk.TrainingState(model=nn.LazyLinear(2)))
+
+
+def test_an_error_in_a_state_dict_names_the_part():
+    """Errors of others come through, and say where they are from."""
+
+    class Broken:
+        def state_dict(self):
+            raise RuntimeError("not yet")
+
+        def load_state_dict(self, state_dict): ...
+
+    with pytest.raises(RuntimeError, match="not yet") as caught:
+        capture(tk.TrainingState(broken=Broken()))
+    (note,) = caught.value.__notes__
+    assert note.startswith("state_dict() of the part 'broken'")
+
+
+def test_parts_are_attributes():
+    """They can be read and replaced, but not added: what is no part would not be saved."""
+    state = tk.TrainingState(model=mlp(), best=None)
+    state.best = 0.5
+    assert state.best == 0.5
+    assert capture(state).tree["value"]["dict"]["best"] == 0.5
+    with pytest.raises(AttributeError, match=r"has no part 'bset', so it would not be saved; give it when"):
+        state.bset = 1
+    with pytest.raises(AttributeError, match="has no part 'optimizer'; it has model, best"):
+        _ = state.optimizer
+    for name in ("epoch", "rng", "_hidden", "a.b"):
+        with pytest.raises(ValueError, match="can't be called"):
+            tk.TrainingState(**{name: 1})
+    assert repr(tk.TrainingState(best=1)) == "<TrainingState best=int; epoch 0, batch 0>"
+
+
+def test_capturing_keeps_nothing_alive():
+    """A model that is gone with its state is gone, and so is optimizer state that was replaced."""
+    net = mlp()
+    optimizer = torch.optim.LBFGS(net.parameters())
+    steps(net, optimizer, 1)
+    state = tk.TrainingState(model=net, optimizer=optimizer)
+    capture(state)
+    old = weakref.ref(next(iter(optimizer.state.values()))["d"])
+    steps(net, optimizer, 1)
+    gc.collect()
+    assert old() is None
+    gone = weakref.ref(net)
+    del net, optimizer, state
+    gc.collect()
+    assert gone() is None
+    alone = mlp()
+    capture(alone)
+    gone = weakref.ref(alone)
+    del alone
+    gc.collect()
+    assert gone() is None
+
+
+def test_capturing_draws_nothing():
+    """Saving must not change what is drawn next, also where a recipe is tried out."""
+    torch.manual_seed(3)
+    state = tk.TrainingState(model=mlp(4))
+    torch.manual_seed(3)
+    capture(state)
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(2))
