@@ -6,6 +6,7 @@ import msgspec
 import torch
 from torch import nn
 
+from saved_values import bits_of
 from torchkeep.archive import TensorBytes, Writer
 from torchkeep.archive.described import StateTree, encode_state
 from torchkeep.files.modules import module_facts
@@ -89,3 +90,41 @@ def make_store(root, states, *, chunk=16 << 20, metrics=None, recipe=None):
             found = None if metrics is None else metrics.get(step)
             commit(writer, step, state, metrics=found, recipe=recipe)
     return str(root)
+
+
+class Counter(nn.Module):
+    """Keeps a tensor and a number in its extra state."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = None
+
+    def get_extra_state(self):
+        return {"seen": torch.arange(5), "count": 7}
+
+    def set_extra_state(self, state):
+        self.kept = state
+
+
+class Net(nn.Module):
+    """A tie, buffers, extra state."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Linear(6, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.counter = Counter()
+
+
+def bits(net):
+    """Return the bits of a model's tensors by name."""
+    return {name: bits_of(tensor) for name, tensor in net.state_dict().items() if isinstance(tensor, torch.Tensor)}
+
+
+def state_of(net):
+    """Return what a training run would keep of a model."""
+    moments = {name: {"exp_avg": torch.randn_like(one)} for name, one in net.named_parameters()}
+    return {"model": net, "optimizer": {"state": moments, "lr": 0.1, "betas": (0.9, None)}, "step": 4}
