@@ -271,3 +271,28 @@ def test_what_the_system_refuses_is_told(tmp_path):
     (tmp_path / "lock.lease").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StorageError, match="can't read"):
         Lease(str(tmp_path / "lock"), 0)
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_who_was_only_asleep_overwrites_no_checkpoint_of_who_took_over(root, monkeypatch):
+    """Stopped just before its manifest gets its name, it wakes up when another has saved under that very name."""
+    Writer(LOCAL_FOLDERS, root).close()
+
+    class Asleep(LocalFolders):
+        def rename(self, old, new):
+            if "checkpoints/" in new:
+                abroad(f"{root}/lock.lease", LASTS + 5)
+                with Writer(LOCAL_FOLDERS, root) as other:
+                    other.commit(5, state(w=b"kept"))
+                abroad(f"{root}/lock.lease")
+            super().rename(old, new)
+
+    monkeypatch.setattr(leasing, "WATCHED", 0)
+    monkeypatch.setattr(Lease.__init__, "__kwdefaults__", {**Lease.__init__.__kwdefaults__, "watched": 0})
+    store = Writer(Asleep(), root)
+    with pytest.raises((StorageError, StoreError)):
+        store.commit(5, state(w=b"lost"))
+    store.close()
+    os.remove(f"{root}/lock.lease")  # noqa: PTH107 - same
+    with Writer(LOCAL_FOLDERS, root, wait=0) as store:
+        assert content(store, store.latest()) == {"w": b"kept"}

@@ -2,7 +2,7 @@
 
 A file is written in staging and synced; then it gets its name, and the folder is synced. Packs come before the
 manifest that names them, and go after it. Nothing is published, acknowledged or removed by a process that has lost
-the lock: it looks before and after.
+the lock: it looks before and after. In between, it can't publish either: who takes over clears staging first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from torchkeep.archive.preparing import write_new, write_synced
-from torchkeep.errors import StorageError
+from torchkeep.errors import StorageError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,16 +42,22 @@ class Publisher:
         root: the store's folder.
         staging: the folder of this session.
         lock: the store's lock.
+
+    Attributes:
+        unsettled: whether what can be seen may not be what a power cut leaves.
     """
 
     def __init__(self, storage: FolderStorage, root: str, staging: str, lock: Lock) -> None:
         self.storage, self.root = storage, root
         self._staging, self._lock = staging, lock
+        self.unsettled = True
+        self._named: Ready | None = None
 
     def settle(self) -> None:
-        """Make durable what a process may have left visible but not durable when it died."""
+        """Make durable what was left visible but not durable when a process died, or a save failed."""
         for folder in ("", "packs/", "checkpoints/"):
             self.storage.sync_directory(f"{self.root}/{folder}")
+        self.unsettled = False
 
     def write(self, final: str, fill: Callable[[WritableFile], _Result]) -> tuple[Ready, _Result]:
         """Write a file in staging; ``fill`` writes and syncs it. Where that fails, it is discarded."""
@@ -70,15 +76,24 @@ class Publisher:
             self.publish([ready], "checkpoints")
             self._lock.confirm()
         except BaseException:
-            # It may be there or not after a power cut, and is whole in both cases; it must not be built on.
-            with suppress(StorageError):
-                self.storage.remove(final)
+            with suppress(StorageError, StoreError):
+                self._withdraw(ready)
             raise
+
+    def _withdraw(self, manifest: Ready) -> None:
+        """Remove the manifest of a commit that failed."""
+        if self._named != manifest:
+            self._lock.confirm()  # what has that name may be of who has taken over
+        # Until its removal is durable it may be there or not after a power cut, and is whole in both cases.
+        self.unsettled = True
+        self.storage.remove(manifest.final)
+        self.settle()
 
     def publish(self, files: Sequence[Ready], folder: str) -> None:
         """Give synced files their names, and make these durable."""
         for file in files:
             self.storage.rename(file.staged, file.final)
+            self._named = file
         self.storage.sync_directory(f"{self.root}/{folder}/")
 
     def remove(self, manifests: Sequence[str], packs: Sequence[str]) -> None:

@@ -127,6 +127,8 @@ class Writer(Archive):
 
     def restore(self, load: Callable[[Manifest], None], step: int | None = None) -> Restored | None:
         """Load a checkpoint as `Archive.restore` does; the next commit builds on it."""
+        if self._files.unsettled:
+            self._files.settle()
         restored = super().restore(load, step)
         if restored is not None:
             self.build_on(restored.manifest)
