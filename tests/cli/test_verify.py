@@ -147,6 +147,23 @@ def test_every_part_of_a_folder_is_verified(tmp_path, capsys):
     assert "contradict each other" in document["sources"][0]["error"]
 
 
+def test_a_missing_part_is_told_and_the_others_are_verified(tmp_path, capsys):
+    """One file that is not there does not keep the damage in another from being found."""
+    write_sharded(tmp_path, state(), write=lambda tensors, path: tk.save(tensors, path) and None)
+    first, second, third = sorted(tmp_path.glob("*.safetensors"))
+    second.unlink()
+    code, document = report(capsys, tmp_path)
+    (source,) = document["sources"]
+    assert (code, source["status"]) == (3, "unreadable")
+    assert second.name in source["error"]
+    assert {file["path"] for file in source["files"]} == {str(first), str(third)}
+    flip(third, -1)
+    code, document = report(capsys, tmp_path)
+    (source,) = document["sources"]
+    assert (code, source["status"]) == (1, "damaged")
+    assert second.name in source["error"]
+
+
 def test_what_cannot_be_read_ends_with_3_and_the_rest_is_verified(path, tmp_path, capsys):
     """Each such source is told on stderr; damage elsewhere goes before."""
     (tmp_path / "odd.safetensors").write_bytes(b"nonsense" * 10)

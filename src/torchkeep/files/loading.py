@@ -128,6 +128,7 @@ def _of_parts(
     found: dict[str, Any] = {}
     for part, held in by_part.items():
         with closing(storage.open(part)) as file:
+            sharded.refuse_changed()
             if holds_pickle(file):
                 reader = PickledReader(file, verify=verify, device=device)
                 tensors = [name for name in held if name in reader.pickled.tensors]
@@ -135,6 +136,7 @@ def _of_parts(
                 found.update({name: reader.item(name) for name in held if name not in found})
             else:
                 found.update(read_tensors(file, Contents(header_of(file)), held, device=device, verify=verify))
+    sharded.refuse_changed()
     return {name: found[name] for name in names}
 
 

@@ -20,7 +20,7 @@ class ShardedSource(Source):
 
     def __init__(self, sharded: Sharded, parts: Mapping[str, Source]) -> None:
         self.text = repr(sharded.path)
-        self._parts = parts
+        self._sharded, self._parts = sharded, parts
         self._where = sharded.where
         for path, part in parts.items():
             if any(sharded.where.get(name) != path for name in (*part.offers, *part.extra)):
@@ -37,6 +37,7 @@ class ShardedSource(Source):
         found: dict[str, Tensor] = {}
         for path, part in self._parts.items():
             found.update(part.tensors([owner for owner in owners if self._where[owner] == path]))
+        self._sharded.refuse_changed()
         return found
 
     def fill(self, pairs: Sequence[tuple[str, Tensor]], begun: Callable[[int], object]) -> None:
@@ -44,6 +45,7 @@ class ShardedSource(Source):
         for path, part in self._parts.items():
             mine = [position for position, (owner, _) in enumerate(pairs) if self._where[owner] == path]
             part.fill([pairs[position] for position in mine], lambda index, mine=mine: begun(mine[index]))  # type: ignore[misc]  # mypy infers no default arguments
+        self._sharded.refuse_changed()
 
     def extra_state(self) -> Mapping[str, Any]:
         """Read a module's extra state."""

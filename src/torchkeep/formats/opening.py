@@ -115,9 +115,11 @@ class FileReader:
         self.close()
 
 
-def truncated(path: str, start: int, stop: int, end: int, tensor: str = "") -> DamageError:
+def truncated(
+    path: str, start: int, stop: int, end: int, tensor: str = "", *, what: str = "the header"
+) -> DamageError:
     """Return the error for a file that ends at ``end`` although bytes up to ``stop`` were promised."""
-    what = f"tensor {tensor!r}" if tensor else "the header"
+    what = f"tensor {tensor!r}" if tensor else what
     error = DamageError(
         f"{path!r} is cut short: {what} lies in bytes {start} to {stop}, but the file has only {end} bytes; "
         "copy or write it again"

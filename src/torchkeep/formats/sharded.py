@@ -18,7 +18,7 @@ from torchkeep.formats.contents import Contents
 from torchkeep.formats.kinds import holds_pickle
 from torchkeep.formats.opening import FileReader, refused
 from torchkeep.formats.safetensors import MAX_HEADER, header_of
-from torchkeep.formats.shards import compare, refuse_missing, refuse_outside
+from torchkeep.formats.shards import compare, refuse_changed, refuse_missing, refuse_outside, stamps_of
 from torchkeep.rows import Listing
 
 if TYPE_CHECKING:
@@ -63,10 +63,20 @@ class Sharded:
         self.path = index
         named = _read_index(index)
         paths = _paths(index, named)
+        refuse_missing(index, paths)
+        self._stamps = stamps_of([index, *paths.values()])
         self.parts: Mapping[str, Described] = {path: described_at(path) for path in paths.values()}
         compare(index, named, {name: _names(self.parts[path]) for name, path in paths.items()})
         self.where: Mapping[str, str] = {name: paths[part] for name, part in named.items()}
         self.listing = self._listed()
+
+    def refuse_changed(self) -> None:
+        """Refuse what was read if a file was changed or replaced meanwhile: it may be of two times.
+
+        Raises:
+            FormatError: a file is not the one any more that was there at the beginning.
+        """
+        refuse_changed(self.path, self._stamps)
 
     def _listed(self) -> Listing:
         rows: dict[str, Row] = {}
@@ -95,7 +105,7 @@ def is_index(path: str) -> bool:
 def parts_of(index: str) -> list[str]:
     """Return the paths of the files that an index names; raises what `located` does of indexes.
 
-    The files are there; what they hold was not looked at.
+    They were not looked at, and need not be there.
     """
     return list(_paths(index, _read_index(index)).values())
 
@@ -145,7 +155,6 @@ def _paths(index: str, named: Mapping[str, str]) -> dict[str, str]:
     folder = os.path.dirname(index)  # noqa: PTH120 - kept as text
     paths = {name: os.path.join(folder, name) for name in dict.fromkeys(named.values())}  # noqa: PTH118
     refuse_outside(index, folder, paths)
-    refuse_missing(index, paths)
     return paths
 
 

@@ -62,6 +62,33 @@ def _blobs(folder: str) -> list[str]:
     return []
 
 
+def stamps_of(paths: Sequence[str]) -> dict[str, object]:
+    """Return what tells whether a file is still the same one, by its path."""
+    return {path: _stamp(path) for path in paths}
+
+
+def _stamp(path: str) -> object:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - as everywhere here, paths are text
+    except OSError as cause:
+        return cause.errno
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def refuse_changed(index: str, stamps: Mapping[str, object]) -> None:
+    """Refuse files that are not any more what they were when `stamps_of` looked.
+
+    Raises:
+        FormatError: some were changed or replaced.
+    """
+    changed = [path for path, stamp in stamps.items() if _stamp(path) != stamp]
+    if changed:
+        raise FormatError(
+            f"while the model of {index!r} was read, files of it were changed or replaced: {_listed(changed)}; "
+            "what was read may be of two times; read it again"
+        )
+
+
 def refuse_missing(index: str, paths: Mapping[str, str]) -> None:
     """Refuse an index of which files are missing.
 

@@ -126,14 +126,14 @@ class LocalReader(FileReader):
         return first, position
 
     def _read(self, start: int, view: memoryview) -> None:
-        stop = start + len(view)
+        first, stop = start, start + len(view)
         try:
             while view and (got := os.preadv(self._descriptor, [view], start)):
                 view, start = view[got:], start + got
         except OSError as cause:
             raise refused(cause, "read", self.path) from cause
         if view:
-            raise truncated(self.path, stop - len(view), stop, start)
+            raise truncated(self.path, first, stop, start, what="data that was there before")
 
     def has_changed(self) -> bool:
         """Tell whether the file was written to since it was opened."""

@@ -234,6 +234,7 @@ class _ShardedElements(Elements):
 
     def __init__(self, sharded: Sharded, parts: Mapping[str, Elements]) -> None:
         self.listing, self.described = sharded.listing, sharded
+        self._sharded = sharded
         self._where, self._parts = sharded.where, parts
         for path, part in parts.items():
             if any(sharded.where.get(name) != path for row in part.listing.rows for name in row.names):
@@ -247,6 +248,7 @@ class _ShardedElements(Elements):
         """Finish every file."""
         for part in self._parts.values():
             part.finish()
+        self._sharded.refuse_changed()
 
 
 @contextmanager
