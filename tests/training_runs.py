@@ -21,7 +21,8 @@ class Store:
     """A store in memory that saves and restores states without anything in between."""
 
     def __init__(self):
-        self.writer = Writer(MemoryStorage(), "/runs/store", wait=0.0)
+        self.storage = MemoryStorage()
+        self.writer = Writer(self.storage, "/runs/store", wait=0.0)
 
     def save(self, state, step=1):
         """Commit a state and return its manifest."""

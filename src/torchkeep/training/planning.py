@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from operator import is_
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -248,6 +249,9 @@ class Plan:
 def put_back(live: Any, new: Any, seen: set[int] | None = None) -> Any:
     """Return ``new``, in containers that are there already wherever these are of the same kind."""
     seen = set() if seen is None else seen
+    if type(live) is type(new) is tuple and len(live) == len(new):
+        items = tuple(put_back(one, item, seen) for one, item in zip(live, new, strict=True))
+        return live if all(map(is_, items, live)) else items
     if type(live) is not type(new) or type(new) not in _MUTABLE or live is new or id(live) in seen:
         return new
     seen.add(id(live))
@@ -265,3 +269,12 @@ def put_back(live: Any, new: Any, seen: set[int] | None = None) -> Any:
         live.clear()
         live.update(new)
     return live
+
+
+def can_put_back(live: Any, new: Any) -> bool:
+    """Tell whether `put_back` can change ``live`` itself into ``new``."""
+    if type(live) is not type(new):
+        return False
+    if type(live) is tuple:
+        return len(live) == len(new) and all(map(can_put_back, live, new))
+    return type(live) in _MUTABLE or live is new or (not isinstance(live, torch.Tensor) and bool(live == new))

@@ -24,10 +24,10 @@ from torchkeep.training.keepers import (
 )
 from torchkeep.training.naming import MODEL, listed
 from torchkeep.training.optimizing import OptimizerKeeper
-from torchkeep.training.planning import Plan, put_back
+from torchkeep.training.planning import Plan, can_put_back, put_back
 from torchkeep.training.randomness import accelerator, rng_problems, set_rng_state
 from torchkeep.training.regrouping import kept_of, plan_optimizer
-from torchkeep.training.states import TrainingState, keepers_of, names_of
+from torchkeep.training.states import OWN, RNG, TrainingState, keepers_of, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,8 +94,8 @@ class _Restoring:
         """Plan the parts of a `TrainingState`; modules first: their tensors are filled whatever shares them."""
         plan = self._plan
         nodes = self._nodes()
-        if nodes is None:
-            held = "a module" if "module" in (plan.value or {}) else "values"
+        if nodes is None or nodes.keys().isdisjoint({*OWN, RNG}):
+            held = "a module" if _prefix(plan.value) is not None else "values"
             plan.problems.append(f"the checkpoint holds {held} alone, and not a TrainingState; restore into that")
             return
         lacking = [part for part in keepers if part not in nodes]
@@ -143,6 +143,9 @@ class _Restoring:
         if type(obj) is not type(new):
             kinds = f"a {type(new).__qualname__}, and this is a {type(obj).__qualname__}"
             plan.problems.append(f"the checkpoint holds {kinds}")
+        elif not can_put_back(obj, new) and not plan.problems:
+            kind = type(obj).__qualname__
+            plan.problems.append(f"what the checkpoint holds can't be put into a {kind}; give a dict or a list")
         plan.assign.append(lambda: put_back(obj, new))
 
     def finish(self) -> tuple[str, ...]:
