@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
 import stat
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -178,13 +181,46 @@ def test_a_long_name_that_the_file_system_takes_is_taken(tmp_path):
         tk.save(OLD, tmp_path / (name + "x"))
 
 
-def test_a_file_that_may_not_be_written_is_not_replaced(path):
-    """Renaming would get around a write protection; it is respected."""
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    path.chmod(0o444)
-    with pytest.raises(StorageError, match="permission"):
-        tk.save(NEW, path)
+def as_anyone(function):
+    """Call a function in a thread that has none of root's rights (Linux keeps them thread by thread)."""
+
+    def call():
+        if os.geteuid() == 0:
+            libc = ctypes.CDLL(None, use_errno=True)
+            header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+            assert libc.capget(header, sets) == 0
+            sets[0] = sets[1] = sets[3] = sets[4] = 0  # in effect and permitted, low and high half
+            assert libc.capset(header, sets) == 0
+        return function()
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(call).result()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="root's rights can be laid down on Linux only")
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_may_not_be_written_is_not_replaced(path, tmp_path, what):
+    """Renaming would get around a file's write protection; it is respected, and a folder's anyway."""
+    before = path.read_bytes()
+    protected = path if what == "file" else tmp_path
+    protected.chmod(0o555)
+    try:
+        with pytest.raises(StorageError, match="permission") as caught:
+            as_anyone(lambda: tk.save(NEW, path))
+    finally:
+        protected.chmod(0o755)
+    assert caught.value.errno == errno.EACCES
+    assert path.read_bytes() == before
+    no_strays(tmp_path, "file")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="root's rights can be laid down on Linux only")
+def test_what_may_not_be_read_is_told(path):
+    """No permission to read is an error of the file, with the advice that fits."""
+    path.chmod(0)
+    with pytest.raises(StorageError, match="permission") as caught:
+        as_anyone(lambda: tk.load(path))
+    assert caught.value.errno == errno.EACCES
 
 
 def test_a_size_limit_is_told_and_leaves_the_old_file(path, tmp_path):
