@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from torchkeep.archive import Retention, Writer
 from torchkeep.archive.locating import whole_store
 from torchkeep.archive.pruning import foresee
+from torchkeep.archive.writing import LOCK_WAIT
 from torchkeep.cli.logbook import count_text, look
 from torchkeep.errors import DamageError
 from torchkeep.storage.local_folders import LOCAL_FOLDERS
@@ -21,7 +22,14 @@ _SHOWN: Final = 20
 
 
 def prune(
-    store: str, *, last: int | None, every: int | None, best: Best | None, dry_run: bool, as_json: bool
+    store: str,
+    *,
+    last: int | None,
+    every: int | None,
+    best: Best | None,
+    dry_run: bool,
+    as_json: bool,
+    wait: float = LOCK_WAIT,
 ) -> str:
     """Remove the checkpoints of a store that no rule keeps; see `torchkeep.archive.writing.Writer.prune`.
 
@@ -32,6 +40,7 @@ def prune(
         best: a metric, and whether its lowest or highest value is the best; None: the store's own rule, if any.
         dry_run: whether to tell only what would be removed; then no lock is taken.
         as_json: whether to answer with a JSON document instead of text.
+        wait: how long to wait for another process that writes to the store, in seconds.
 
     Returns:
         What is to be written, with a final newline.
@@ -50,7 +59,7 @@ def prune(
             removed, packs = found.removed, len(found.packs)
             nbytes = sum(_sizes(archive, found.packs))
         else:
-            with Writer(LOCAL_FOLDERS, store) as writer:
+            with Writer(LOCAL_FOLDERS, store, wait=wait) as writer:
                 before = dict(zip(names := _packs(writer), _sizes(writer, names), strict=True))
                 report = writer.prune(retention)
                 removed, packs = report.removed, report.packs
