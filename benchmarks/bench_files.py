@@ -3,109 +3,24 @@
 Every save is durable (ours always is; the peers' files are synced after they are written); ours digests every
 byte and, when loading, verifies every byte. The runs of all lines are interleaved, each line is the median, and
 the page cache is dropped file by file for what is called cold. The limits of the machine are measured in the same
-rounds: O_DIRECT write and sync, O_DIRECT read, two threads each, and copying memory.
+rounds: O_DIRECT write and sync with two threads, O_DIRECT read with two threads and with four, and copying memory.
 
     python benchmarks/bench_files.py [--rounds 9] [--gib 1] [--small 20000] [--folder DIR]
+    python benchmarks/bench_files.py --growth [--rounds 9]      how time grows with bytes and with tensors
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import mmap
 import os
 import tempfile
-from itertools import count
 from pathlib import Path
-from statistics import median
-from threading import Lock, Thread
-from time import perf_counter
 
 import torch
+from machine import GIB, Flat, at_limit, drop, nothing, sync, timed, warm
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import torchkeep as tk
-
-GIB = 2**30
-BLOCK = 8 * 2**20
-
-
-def sync(path):
-    """Make a file durable, as ours are."""
-    for target in (path, path.parent):
-        descriptor = os.open(target, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def drop(path):
-    """Drop a file from the page cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
-
-
-def warm(path):
-    """Bring a file into the page cache."""
-    with path.open("rb") as file:
-        while file.read(BLOCK):
-            pass
-
-
-def at_limit(path, size, flags, move):
-    """Move whole blocks with O_DIRECT and two threads, and sync."""
-    descriptor = os.open(path, flags | os.O_DIRECT, 0o600)
-    numbers, lock = count(), Lock()
-
-    def work():
-        buffer = mmap.mmap(-1, BLOCK)
-        while True:
-            with lock:
-                number = next(numbers)
-            if number * BLOCK >= size:
-                return
-            move(descriptor, buffer, number * BLOCK)
-
-    threads = [Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if flags & os.O_WRONLY:
-        os.fsync(descriptor)
-    os.close(descriptor)
-
-
-class Flat(nn.Module):
-    """A model of so many parameters of so many elements, in modules of a hundred."""
-
-    def __init__(self, tensors, elements):
-        super().__init__()
-        for start in range(0, tensors, 100):
-            block = nn.Module()
-            for index in range(start, min(start + 100, tensors)):
-                block.register_parameter(f"p{index}", nn.Parameter(torch.randn(elements)))
-            self.add_module(f"b{start}", block)
-
-
-def timed(cases, rounds):
-    """Run every case once a round, prepared outside of the clock; return the median seconds."""
-    times = {title: [] for title in cases}
-    for turn in range(rounds + 1):
-        for title, (prepare, run) in cases.items():
-            prepare()
-            gc.collect()
-            start = perf_counter()
-            run()
-            if turn:  # the first round warms up
-                times[title].append(perf_counter() - start)
-    return {title: median(found) for title, found in times.items()}
-
-
-def nothing():
-    """Prepare nothing."""
 
 
 def compare(title, folder, net, rounds, *, limits):
@@ -135,6 +50,12 @@ def compare(title, folder, net, rounds, *, limits):
     def our_load():
         tk.load_into(net, ours)
 
+    def read(descriptor, buffer, at):
+        os.preadv(descriptor, [buffer], at)
+
+    def limit_of_reading(**options):
+        at_limit(raw, size, os.O_RDONLY, read, **options)
+
     memory = torch.randn(size // 4)
     copy = torch.empty_like(memory)
     write = os.O_WRONLY | os.O_CREAT
@@ -148,10 +69,8 @@ def compare(title, folder, net, rounds, *, limits):
         "save   safetensors": (nothing, their_save_of_a_model),
         "save   safetensors, dict": (nothing, their_save),
         "save   torch.save": (nothing, torch_save),
-        "cold   limit (O_DIRECT)": (
-            lambda: drop(raw),
-            lambda: at_limit(raw, size, os.O_RDONLY, lambda d, b, at: os.preadv(d, [b], at)),
-        ),
+        "cold   limit (O_DIRECT)": (lambda: drop(raw), limit_of_reading),
+        "cold   limit, 4 x 1 MiB": (lambda: drop(raw), lambda: limit_of_reading(threads=4, block=2**20)),
         "cold   torchkeep": (lambda: drop(ours), our_load),
         "cold   safetensors": (lambda: drop(theirs), their_load),
         "cold   torch.load": (lambda: drop(pickled), torch_load),
@@ -171,16 +90,44 @@ def compare(title, folder, net, rounds, *, limits):
         print(f"{name:26}{seconds:>10.3f}{size / GIB / seconds:>8.2f}{ratio:>16}")
 
 
+GROWTH = ((16, GIB // 4), (16, GIB), (16, 4 * GIB), (1_000, 256_000), (10_000, 2_560_000), (100_000, 25_600_000))
+"""Tensors and their bytes together."""
+
+
+def grow(folder, rounds):
+    """Print how long a save and a warm load_into take, per byte and per tensor, as either grows."""
+    print(f"growth, median of {rounds} rounds; loads are warm")
+    print(f"{'':18}{'save':>10}{'':20}{'load_into':>10}")
+    titles = ("tensors", "GiB", *("seconds", "ns/byte", "us/tensor") * 2)
+    print(f"{titles[0]:>9}{titles[1]:>9}" + "".join(f"{title:>10}" for title in titles[2:]))
+    for tensors, size in GROWTH:
+        net, path = Flat(tensors, size // tensors // 4), folder / "ours"
+        cases = {
+            "save": (nothing, lambda net=net, path=path: tk.save(net, path)),
+            "load": (lambda path=path: warm(path), lambda net=net, path=path: tk.load_into(net, path)),
+        }
+        found = timed(cases, rounds)
+        texts = [f"{tensors:>9,}{size / GIB:>9.3f}"]
+        for name in cases:
+            seconds = found[name]
+            texts.append(f"{seconds:>10.3f}{seconds / size * 1e9:>10.2f}{seconds / tensors * 1e6:>10.1f}")
+        print("".join(texts), flush=True)
+
+
 def main():
     """Print a table for large tensors and one for small ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--gib", type=float, default=1.0, help="bytes of the large tensors")
     parser.add_argument("--small", type=int, default=20_000, help="number of the small tensors")
+    parser.add_argument("--growth", action="store_true", help="print the table of growth instead")
     parser.add_argument("--folder", help="where the files go; a temporary folder by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
+        if options.growth:
+            grow(folder, options.rounds)
+            return
         if options.gib:
             elements = int(options.gib * GIB) // 16 // 4
             compare("large", folder, Flat(16, elements), options.rounds, limits=True)
