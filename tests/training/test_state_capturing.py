@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import weakref
 
 import pytest
@@ -309,3 +310,88 @@ def test_capturing_draws_nothing():
     drawn = torch.rand(2)
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(2))
+
+
+def _replace_parameter(state, rng):
+    layer = rng.choice(list(state.model))
+    layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+
+
+def _tie(state, rng):
+    one, other = rng.sample(list(state.model), 2)
+    one.weight = other.weight
+
+
+def _swap_memory(state, rng):
+    rng.choice(list(state.model)).bias.data = torch.randn(3)
+
+
+def _alias_value(state, rng):
+    state.values[rng.choice("abc")] = rng.choice(list(state.model)).weight.detach()
+
+
+def _view_value(state, rng):
+    state.values[rng.choice("abc")] = rng.choice(list(state.model)).bias.detach()[1:]
+
+
+def _plain_value(state, rng):
+    state.values[rng.choice("abc")] = torch.randn(2)
+
+
+def _step(state, rng):
+    for parameter in state.model.parameters():
+        parameter.grad = torch.randn_like(parameter) if rng.random() < 0.7 else None
+    state.optimizer.step()
+
+
+def _new_optimizer(state, rng):
+    kind = rng.choice([torch.optim.Adam, torch.optim.SGD])
+    state.optimizer = kind(list(dict.fromkeys(state.model.parameters())), lr=0.1)
+
+
+def _replace_state(state, rng):
+    for held in state.optimizer.state.values():
+        for key in held:
+            if rng.random() < 0.3:
+                held[key] = held[key].clone()
+
+
+def _share_state(state, rng):
+    tensors = [held for held in state.optimizer.state.values() if "step" in held]
+    if len(tensors) > 1:
+        one, other = rng.sample(tensors, 2)
+        one["step"] = other["step"]
+
+
+def _plain_state(state, rng):
+    for held in state.optimizer.state.values():
+        held["note"] = rng.random()
+
+
+def _freeze(state, rng):
+    weight = rng.choice(list(state.model)).weight
+    weight.requires_grad_(not weight.requires_grad)
+
+
+def _forget_state(state, _):
+    state.optimizer.state.clear()
+
+
+_CHANGES = [value for name, value in list(globals().items()) if name.startswith("_") and callable(value)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_remembered_never_differs_from_a_fresh_look(seed):
+    """After any changes in any order, a state that was captured before gives what a new one gives."""
+    rng = random.Random(seed)  # noqa: S311 - no secrets here
+    torch.manual_seed(seed)
+    net = nn.Sequential(*[nn.Linear(3, 3) for _ in range(4)])
+    state = tk.TrainingState(model=net, optimizer=torch.optim.Adam(net.parameters()), values={})
+    for _ in range(60):
+        rng.choice(_CHANGES)(state, rng)
+        found = capture(state)
+        fresh = capture(tk.TrainingState(model=net, optimizer=state.optimizer, values=state.values))
+        names = [name for name in fresh.tensors if not name.startswith("rng.")]
+        assert found.tensors.keys() == fresh.tensors.keys()
+        assert all(found.tensors[name] is fresh.tensors[name] for name in names)
+        assert (found.aliases, found.stepped, found.tree) == (fresh.aliases, fresh.stepped, fresh.tree)

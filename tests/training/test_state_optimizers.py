@@ -397,3 +397,20 @@ def test_hyperparameters_that_need_pickle_are_refused_by_path():
     text = str(caught.value)
     assert "optimizer['groups'][0]['hook']: it is a builtin_function_or_method; code is never saved" in text
     assert "optimizer['state']['0.weight']['what']: it is an object" in text
+
+
+def test_state_that_was_on_the_cpu_beside_a_parameter_elsewhere_is_there_again():
+    """A step count is read on the CPU, whatever device the parameter is on (here one without memory)."""
+    store = Store()
+
+    def made():
+        return torch.optim.SGD([nn.Parameter(torch.zeros(2, device="meta"))], torch.tensor(0.1))
+
+    one, other = made(), made()
+    one.state[one.param_groups[0]["params"][0]] = {"count": torch.tensor(3.0)}
+    store.save(tk.TrainingState(optimizer=one))
+    other.param_groups[0]["lr"] = 5.0
+    assert store.restore(tk.TrainingState(optimizer=other)) == ()
+    (held,) = other.state.values()
+    assert held["count"].item() == 3.0
+    assert other.param_groups[0]["lr"].item() == pytest.approx(0.1)

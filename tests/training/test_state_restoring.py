@@ -110,9 +110,10 @@ def test_missing_parts_are_an_error_and_further_ones_are_told():
     store.save(tk.TrainingState(model=net, best=1))
     with pytest.raises(LoadError) as caught:
         store.restore(tk.TrainingState(model=net, ema=mlp(), scale=2))
+    has = "it has model, best, epoch, batch, sampler, rng; leave it out of the state to restore the rest"
     assert caught.value.problems == (
-        "the checkpoint has no part 'ema'; it has model, best, epoch, batch, sampler, rng",
-        "the checkpoint has no part 'scale'; it has model, best, epoch, batch, sampler, rng",
+        f"the checkpoint has no part 'ema'; {has}",
+        f"the checkpoint has no part 'scale'; {has}",
     )
     assert store.restore(tk.TrainingState(model=net)) == ("the part 'best'",)
 
@@ -168,6 +169,11 @@ def test_the_models_report_is_in_the_error():
     assert "model: " in str(caught.value)
     assert "does not fit the model" in str(caught.value)
     assert any("'0.0.weight' of the model is missing" in problem for problem in caught.value.problems)
+    assert "tk.load_into(net, '/runs/store@1', ...)" in str(caught.value)
+    with pytest.raises(LoadError) as caught:
+        store.restore(tk.TrainingState(model=nn.Sequential(nn.Linear(2, 2, dtype=torch.float64))))
+    assert "the model has the dtype float64, the source float32" in str(caught.value)
+    assert "cast" not in str(caught.value)
 
 
 def test_damage_names_what_was_replaced_and_an_older_checkpoint_mends_it():

@@ -52,12 +52,14 @@ class Options(NamedTuple):
         rename: what the source's names are called in the model.
         policies: by ``"missing"``, ``"unexpected"`` and ``"mismatch"``.
         cast: whether another dtype is converted.
+        may_cast: whether that could have been asked for.
     """
 
     select: str | Selector = "**"
     rename: Renames | None = None
     policies: Mapping[str, Policy] = {"missing": "error", "unexpected": "error", "mismatch": "error"}
     cast: bool = False
+    may_cast: bool = True
 
 
 def match(net: nn.Module, source: Source, options: Options) -> Matched:
@@ -195,7 +197,9 @@ class _Matcher:
             return f"{differ}, which can't be converted"
         if dtype.startswith("complex") and not row.dtype.startswith("complex"):
             return f"{differ}, and converting would lose the imaginary part"
-        return None if self._options.cast else f"{differ}; cast=True converts"
+        if self._options.cast:
+            return None
+        return f"{differ}; cast=True converts" if self._options.may_cast else differ
 
     def _left_over(self, chosen: Sequence[int], *, whole: bool) -> tuple[list[str], list[str]]:
         """Return the names of the source that the model has nothing for, and those that were not asked for."""

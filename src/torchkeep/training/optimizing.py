@@ -126,15 +126,18 @@ class OptimizerKeeper(Keeper):
             names_, tensors, state, on_cpu, shared = shape.names, self._flat(), shape.node, shape.on_cpu, None
             layout = (id(shape.node), shape.addresses)
         stepped, gatherer.tensors = len(names_), {}
+        groups = [self._group(gatherer, number, given) for number, given in enumerate(named.names)]
+        others = gatherer.tensors
+        if others and any(not one.is_cpu for group in named.groups for one in group):
+            on_cpu = [*on_cpu, *(name for name, one in others.items() if one.is_cpu)]
         value = {
             "class": type(self.obj).__qualname__,
-            "groups": [self._group(gatherer, number, given) for number, given in enumerate(named.names)],
+            "groups": groups,
             "parameters": {"dict": named.table},
             "state": {"dict": state},
             **({"on_cpu": on_cpu} if on_cpu else {}),
             **({"shared": shared} if shared else {}),
         }
-        others = gatherer.tensors
         return Content(
             names=(*names_, *others) if others else names_,
             tensors=[*tensors, *others.values()],

@@ -47,7 +47,6 @@ class Plan:
         modules: prefixes of the modules in it.
         live: tensors of the state by name.
         problems: a sentence for each thing that does not fit.
-        reports: longer texts, for modules.
         left: a sentence for each thing that is not restored, or that there is nothing for.
         assign: puts values where they belong; nothing of it runs others' code.
         hand_over: calls others' code, by part.
@@ -69,10 +68,12 @@ class Plan:
             if not one.fresh
         }
         self.problems: list[str] = []
-        self.reports: list[str] = []
+        self._reports: list[str] = []
+        self._reported: set[str] = set()
         self.left: list[str] = []
         self.assign: list[Callable[[], object]] = []
         self.hand_over: list[tuple[str, Callable[[], object]]] = []
+        self._makeable = set(filter(is_makeable, {stored.dtype for stored in manifest.tensors.values()}))
         self._pairs: list[tuple[str, Tensor]] = []
         self._names: list[str] = []
         self._fresh: dict[Hashable, Tensor] = {}
@@ -84,6 +85,11 @@ class Plan:
         """What errors call the checkpoint."""
         return f"the checkpoint of step {self.manifest.step} in {self.archive.root!r}"
 
+    @property
+    def location(self) -> str:
+        """Where it is, as sources are written."""
+        return f"{self.archive.root}@{self.manifest.step}"
+
     def owner(self, name: str) -> str:
         """Return the name that a tensor is kept under.
 
@@ -94,7 +100,7 @@ class Plan:
         stored = self.manifest.tensors.get(owner)
         if stored is None:
             raise FormatError(f"its values hold a tensor {name!r}, which is not in the checkpoint")
-        if not is_makeable(stored.dtype):
+        if stored.dtype not in self._makeable:
             raise FormatError(f"torch {torch.__version__} can't make the dtype {stored.dtype} of {name!r}")
         return owner
 
@@ -198,22 +204,32 @@ class Plan:
         """Raise one error that tells all problems, if there are any."""
         if self.problems:
             lines = "\n".join(
-                f"  {line}" for text in (*self._short(), *self.reports) for line in text.splitlines()
+                f"  {line}" for text in (*self._short(), *self._reports) for line in text.splitlines()
             )
+            if self._reports:
+                lines += f"\nTo load a module alone, renamed or in part: tk.load_into(net, {self.location!r}, ...)"
             error = LoadError(f"{self.text} does not fit the state; nothing was changed\n{lines}")
             error.problems = tuple(self.problems)
             raise error
 
     def _short(self) -> list[str]:
         """Return the problems that no report tells."""
-        return [problem for problem in self.problems if not any(problem in report for report in self.reports)]
+        return [problem for problem in self.problems if problem not in self._reported]
+
+    def report(self, part: str, error: LoadError) -> None:
+        """Take over what does not fit of a module."""
+        where = f"{part}: " if part else ""
+        self._reports.append(f"{where}{error}")
+        self._reported = {f"{where}{problem}" for problem in error.problems} | self._reported
+        self.problems += [f"{where}{problem}" for problem in error.problems]
 
     def carry_out(self) -> None:
         """Read everything, then assign, then call others' code."""
         self._read()
         for assign in self.assign:
             assign()
-        done = [f"everything but {', '.join(part for part, _ in self.hand_over)}"] if self.hand_over else []
+        others = dict.fromkeys(part for part, _ in self.hand_over)
+        done = [f"everything but {', '.join(others)}"] if others else []
         for part, call in self.hand_over:
             try:
                 call()

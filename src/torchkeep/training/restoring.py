@@ -100,8 +100,8 @@ class _Restoring:
             return
         lacking = [part for part in keepers if part not in nodes]
         if lacking:
-            has = ", ".join(part for part in nodes)
-            plan.problems += [f"the checkpoint has no part {part!r}; it has {has or 'none'}" for part in lacking]
+            has = f"it has {', '.join(nodes)}; leave it out of the state to restore the rest"
+            plan.problems += [f"the checkpoint has no part {part!r}; {has}" for part in lacking]
         for part, keeper in sorted(keepers.items(), key=lambda item: not isinstance(item[1], ModuleKeeper)):
             if part in nodes:
                 self._part(keeper, nodes[part])
@@ -189,12 +189,11 @@ class _Restoring:
             plan.problems.append(f"{where}the checkpoint has no module there")
             return
         source = CheckpointSource(plan.archive, plan.manifest, prefix)
-        matched = match(keeper.obj, source, Options())
+        matched = match(keeper.obj, source, Options(may_cast=False))
         try:
             matched.plan.raise_for_problems()
         except LoadError as error:
-            plan.problems += [f"{where}{problem}" for problem in error.problems]
-            plan.reports.append(f"{where}{error}")
+            plan.report(keeper.part, error)
             return
         for (owner, target), pair in zip(matched.pairs, matched.plan.matched, strict=True):
             name = f"{keeper.part}.{pair.name}" if keeper.part else pair.name
