@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from machine import GIB, Flat, at_limit, drop, nothing, sync, timed, warm
+from machine import GIB, Flat, at_limit, drop, nothing, read_at_limit, sync, timed, warm
 from safetensors.torch import load_file, save_file
 
 import torchkeep as tk
@@ -50,12 +50,6 @@ def compare(title, folder, net, rounds, *, limits):
     def our_load():
         tk.load_into(net, ours)
 
-    def read(descriptor, buffer, at):
-        os.preadv(descriptor, [buffer], at)
-
-    def limit_of_reading(**options):
-        at_limit(raw, size, os.O_RDONLY, read, **options)
-
     memory = torch.randn(size // 4)
     copy = torch.empty_like(memory)
     write = os.O_WRONLY | os.O_CREAT
@@ -69,8 +63,8 @@ def compare(title, folder, net, rounds, *, limits):
         "save   safetensors": (nothing, their_save_of_a_model),
         "save   safetensors, dict": (nothing, their_save),
         "save   torch.save": (nothing, torch_save),
-        "cold   limit (O_DIRECT)": (lambda: drop(raw), limit_of_reading),
-        "cold   limit, 4 x 1 MiB": (lambda: drop(raw), lambda: limit_of_reading(threads=4, block=2**20)),
+        "cold   limit (O_DIRECT)": (lambda: drop(raw), lambda: read_at_limit(raw, size)),
+        "cold   limit, 4 x 1 MiB": (lambda: drop(raw), lambda: read_at_limit(raw, size, threads=4, block=2**20)),
         "cold   torchkeep": (lambda: drop(ours), our_load),
         "cold   safetensors": (lambda: drop(theirs), their_load),
         "cold   torch.load": (lambda: drop(pickled), torch_load),

@@ -64,6 +64,11 @@ def at_limit(path, size, flags, move, *, threads=2, block=BLOCK):
     os.close(descriptor)
 
 
+def read_at_limit(path, size, **options):
+    """Read with O_DIRECT; see `at_limit`."""
+    at_limit(path, size, os.O_RDONLY, lambda file, buffer, at: os.preadv(file, [buffer], at), **options)
+
+
 class Flat(nn.Module):
     """A model of so many parameters of so many elements, in modules of a hundred."""
 
