@@ -91,7 +91,7 @@ def test_verify_of_a_store_and_of_one_checkpoint(store, capsys):
     path, start = damage(store, 2000, "model.0.bias")
     code, out, _ = answer(capsys, "verify", store)
     assert code == 1
-    assert f"{path}: DAMAGED" in out
+    assert f"{store}/packs/{path.name}: DAMAGED" in out
     assert f"  bytes {start} to {start + 12}: tensor 'model.0.bias': the digest of these bytes differs" in out
     assert "of which 1 damaged (step 2000)" in out
     assert [answer(capsys, "verify", f"{store}@{step}")[0] for step in (1500, 2000, 2500)] == [0, 1, 0]

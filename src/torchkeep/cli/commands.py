@@ -25,7 +25,7 @@ Exit codes:
   1   the answer is "no": the selector matches nothing; diff: different; verify: damaged;
       check: the layer does not behave
   2   usage: no such option, or the selector can't be read
-  3   the source can't be used: missing, damaged, no such format
+  3   the source can't be used: missing, damaged, no such format, or a store in use
   70  a bug in torchkeep       74  the output can't be written
   130 interrupted              141 the reader of the output has gone
 """

@@ -61,7 +61,9 @@ def _report(location: Location, found: VerifyReport, problems: Iterable[str]) ->
     )
     files: dict[str, dict[Damage, None]] = {}
     for one in found.damage:
-        files.setdefault(one.file, {})[Damage(one.tensor, one.start, one.stop, one.problem)] = None
+        # As the store was given: its root has symbolic links resolved.
+        path = location.store.rstrip("/") + one.file.removeprefix(found.root)
+        files.setdefault(path, {})[Damage(one.tensor, one.start, one.stop, one.problem)] = None
     return SourceReport(
         location.text,
         tuple(_damaged(path, sorted(ones, key=lambda one: one.start)) for path, ones in files.items()),
