@@ -64,6 +64,43 @@ def test_rules_that_can_not_be_are_refused(rules):
         Retention(**rules)
 
 
+def test_of_several_checkpoints_of_a_step_the_latest_counts(disk):
+    """Saved again with metrics, one step does not push others out; neither does a new line of history."""
+    store = filled(disk, 4)
+    for loss in (5, 4, 3):
+        store.commit(3, state(w=bytes([3]) * 100), metrics={"loss": loss})
+    assert [name[:2] for name in store.names()][-4:] == [(4, 3), (5, 3), (6, 3), (7, 3)]
+    store.prune(Retention(last=2))
+    assert [name[:2] for name in store.names()] == [(3, 2), (7, 3)]
+    store.commit(4, state(w=b"4"))
+    store.restore(lambda _: None, 2)
+    for step in (3, 4):
+        store.commit(step, state(w=b"new"))
+    store.prune(Retention(last=1, every=2))
+    assert [name[:2] for name in store.names()] == [(3, 2), (10, 4)]
+
+
+def test_the_first_step_is_a_multiple_of_any_number(disk):
+    """Step 0 is kept by every rule of that kind."""
+    with filled(disk, 6) as store:
+        store.prune(Retention(last=1, every=1000))
+        assert steps(store) == [0, 5]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_of_equals_the_latest_is_the_best_and_infinity_counts(disk, mode):
+    """And a superseded checkpoint may be the best one."""
+    with writer(disk) as store:
+        for step, loss in enumerate([1.0, 1.0]):
+            store.commit(step, state(w=bytes([step])), metrics={"loss": loss})
+        assert store.best("loss", mode).step == 1
+        extreme = float("-inf") if mode == "min" else 10**400
+        store.commit(2, state(w=b"a"), metrics={"loss": extreme})
+        store.commit(2, state(w=b"b"), metrics={"loss": 1.0})
+        store.prune(Retention(last=1, best=("loss", mode)))
+        assert (store.best("loss", mode).sequence, store.at(2).sequence) == (3, 4)
+
+
 def test_nan_is_never_the_best(disk):
     """Neither the lowest nor the highest, and text is no number."""
     with writer(disk) as store:

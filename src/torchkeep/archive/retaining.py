@@ -34,10 +34,13 @@ class PruneReport:
 class Retention:
     """Which checkpoints are kept; one that any of the rules keeps is kept.
 
+    Of several of one step (saved again with metrics, or in a new line of history after a restore) the latest
+    counts, which is the one that is restored by that step.
+
     Attributes:
-        last: how many of the latest; None keeps all.
-        every: those whose step is a multiple of this.
-        best: the best one by a metric: its name and ``"min"`` or ``"max"``.
+        last: how many of the latest steps; None keeps all.
+        every: those whose step is a multiple of this; 0 is one.
+        best: the best one by a metric, of a step that was saved again too: its name and ``"min"`` or ``"max"``.
 
     Raises:
         StoreError: a rule that can't be.
@@ -60,10 +63,11 @@ class Retention:
 
     def kept(self, summaries: Sequence[Summary]) -> set[int]:
         """Return the sequences of those to keep, among these, which come in the order they were committed."""
-        recent = summaries if self.last is None else summaries[-self.last :]
-        kept = {summary.sequence for summary in recent}
+        current = sorted({summary.step: summary.sequence for summary in summaries}.items(), key=lambda one: one[1])
+        recent = current if self.last is None else current[-self.last :]
+        kept = {sequence for _, sequence in recent}
         if self.every is not None:
-            kept |= {summary.sequence for summary in summaries if summary.step % self.every == 0}
+            kept |= {sequence for step, sequence in current if step % self.every == 0}
         if self.best is not None:
             found = best_of(summaries, *self.best)
             kept |= set() if found is None else {found.sequence}
@@ -78,7 +82,9 @@ def best_of(summaries: Iterable[Summary], metric: str, mode: Literal["min", "max
     found: tuple[float, int, Summary] | None = None
     for summary in summaries:
         value = summary.values().get(metric)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or isnan(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if isinstance(value, float) and isnan(value):  # an int may be too large for isnan
             continue
         rank = (-value if mode == "min" else value, summary.sequence, summary)
         if found is None or rank[:2] > found[:2]:
