@@ -357,3 +357,12 @@ def test_a_file_without_digests_loads_and_says_so(tmp_path):
     assert report.verified is False
     assert "no digests" in str(report)
     assert "every byte verified" in str(tk.load_into(nn.Linear(2, 2), tk.save(net, tmp_path / "ours").path))
+
+
+def test_a_model_is_filled_with_its_own_conjugate():
+    """The source lies in the target's memory, and yet has other values, which are the ones that count."""
+    net = nn.Module()
+    net.register_buffer("w", torch.randn(3, dtype=torch.complex64))
+    wanted = net.w.conj().clone()
+    tk.load_into(net, {"w": net.w.conj()})
+    assert torch.equal(net.w, wanted)

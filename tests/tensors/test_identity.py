@@ -56,3 +56,11 @@ def test_overlaps_are_found_also_through_others(device):
     pieces = [base[:5], base[3:7], base[7:], torch.empty(2, device=device), base[9:], base[6:8], base[2:2]]
     assert overlapping(pieces) == [[0, 1, 2, 4, 5]]
     assert overlapping([base[:5], base[5:]]) == []
+
+
+def test_a_conjugate_is_not_the_tensor_itself():
+    """Memory, shape, strides and dtype are the same, and the values are not; of the negated part neither."""
+    tensor = torch.randn(3, dtype=torch.complex64)
+    assert tensor_key(tensor) == tensor_key(tensor.view(3)) != tensor_key(tensor.conj())
+    assert tensor_key(tensor.imag) != tensor_key(tensor.conj().imag)
+    assert storage_key(tensor) == storage_key(tensor.conj())

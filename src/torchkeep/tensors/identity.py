@@ -41,8 +41,9 @@ def storage_key(tensor: torch.Tensor) -> Key:
 
 
 def tensor_key(tensor: torch.Tensor) -> Key:
-    """Return a key that is equal for live tensors that are one: same memory, shape, strides and dtype.
+    """Return a key that is equal for live tensors that are one: same memory, shape, strides, dtype and values.
 
+    Elements may be kept conjugated or negated, so that the same memory holds other values.
     A lazy parameter, and a tensor without a storage (a sparse one), is one only with itself.
     """
     if is_lazy(tensor):
@@ -53,7 +54,7 @@ def tensor_key(tensor: torch.Tensor) -> Key:
     shape = tuple(tensor.shape)
     # The stride of a dimension of size 1 is never used, so it tells nothing apart.
     strides = tuple(step if size > 1 else 0 for size, step in zip(shape, tensor.stride(), strict=True))
-    return memory, start, shape, strides, tensor.dtype
+    return memory, start, shape, strides, tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 
 def span(tensor: torch.Tensor) -> Span | None:
