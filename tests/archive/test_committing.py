@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ctypes import memmove
+
 import pytest
 
 import torchkeep as tk
@@ -9,6 +11,7 @@ from archive_states import ROOT, content, state, writer
 from torchkeep.archive import Archive, Part, TensorBytes, Writer
 from torchkeep.errors import DamageError, MissingCheckpointError, NoMatchError, StoreError
 from torchkeep.formats import listing_of
+from torchkeep.storage.buffers import Buffer
 from torchkeep.storage.local_folders import LOCAL_FOLDERS
 from torchkeep.storage.memory import MemoryStorage
 
@@ -110,6 +113,30 @@ def test_only_changed_pieces_are_written(disk):
         new = second.body.packs[0]
         assert new.size - new.data == 64
         assert content(store, second) == {"frozen": LONG, "w": changed}
+
+
+def test_bytes_that_lie_together_in_memory_are_compared_where_they_are(disk):
+    """An address saves the copy; what is found to have changed is the same, in long pieces and in short ones."""
+    memory = Buffer(10_000)
+    memory.view[:] = bytes(range(250)) * 40
+    copied = []
+
+    def copy(start, nbytes, address):
+        copied.append(nbytes)
+        memmove(address, memory.address + start, nbytes)
+
+    with writer(disk, chunk=4 * 4096) as store:
+        tensors = {
+            "long": TensorBytes.whole("uint8", (9_000,), copy, memory.address),
+            "short": TensorBytes.of(b"x"),
+        }
+        store.commit(1, tensors)
+        copied.clear()
+        assert (store.commit(2, tensors).summary.written, copied) == (0, [])
+        memory.view[8_999] ^= 1
+        changed = store.commit(3, tensors)
+        assert copied == [9_000]
+        assert store.tensor(changed, "long") == memory.view[:9_000]
 
 
 def test_pieces_that_this_process_did_not_verify_are_written_again(disk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_char
 from typing import TYPE_CHECKING, Final
 
 from torchkeep.archive.packs import MARK_BYTES, mark_of
@@ -58,13 +59,19 @@ def unchanged(
 def _same(want: Wanted, piece: Piece, mark: bytes, buffer: Buffer) -> bool:
     """Compare the beginning first: what training changes, it changes there already."""
     beginning = min(want.nbytes, MARK_BYTES)
-    want.give(beginning, buffer.address)
-    if mark_of(buffer.view[:beginning]) != mark:
+    if mark_of(_view(want, beginning, buffer)) != mark:
         return False
     if beginning == want.nbytes:
         return mark.hex() == piece.digest
-    want.give(want.nbytes, buffer.address)
-    return digest(buffer.view[: want.nbytes]).hex() == piece.digest
+    return digest(_view(want, want.nbytes, buffer)).hex() == piece.digest
+
+
+def _view(want: Wanted, nbytes: int, buffer: Buffer) -> memoryview:
+    """Return the first bytes of a piece: where they are, or copied into the buffer."""
+    if want.address is not None:
+        return memoryview((c_char * nbytes).from_address(want.address)).cast("B")
+    want.give(nbytes, buffer.address)
+    return buffer.view[:nbytes]
 
 
 def worth_keeping(found: Mapping[int, Piece], base: Manifest) -> dict[int, Piece]:

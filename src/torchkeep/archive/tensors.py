@@ -28,11 +28,14 @@ class Part(NamedTuple):
         offset: its first element in the whole tensor.
         shape: its sizes.
         copy: gives its bytes.
+        address: where its bytes lie together in this process's memory, if they do: they are compared there
+            instead of being copied first.
     """
 
     offset: _Shape
     shape: _Shape
     copy: Copy
+    address: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class TensorBytes:
     parts: tuple[Part, ...]
 
     @classmethod
-    def whole(cls, dtype: str, shape: _Shape, copy: Copy) -> Self:
+    def whole(cls, dtype: str, shape: _Shape, copy: Copy, address: int | None = None) -> Self:
         """Describe a tensor that is all in one memory."""
-        return cls(dtype, shape, (Part((0,) * len(shape), shape, copy),))
+        return cls(dtype, shape, (Part((0,) * len(shape), shape, copy, address),))
 
     @classmethod
     def of(cls, data: bytes, dtype: str = "uint8", shape: _Shape | None = None) -> Self:
@@ -76,6 +79,7 @@ class Wanted(NamedTuple):
         start: its first byte in its part.
         nbytes: its size.
         copy: gives the part's bytes.
+        address: where its bytes lie together in memory; None where they don't.
     """
 
     tensor: str
@@ -86,6 +90,7 @@ class Wanted(NamedTuple):
     start: int
     nbytes: int
     copy: Copy
+    address: int | None
 
     def give(self, nbytes: int, address: int) -> None:
         """Copy its first ``nbytes`` bytes to an address."""
@@ -100,7 +105,8 @@ def pieces_of(name: str, tensor: TensorBytes, limit: int = CHUNK) -> Iterator[Wa
         for offset, shape in cut(part.shape, itemsize, limit):
             nbytes = prod(shape) * itemsize
             at = tuple(map(sum, zip(part.offset, offset, strict=True)))
-            yield Wanted(name, tensor.dtype, at, shape, shape == tensor.shape, start, nbytes, part.copy)
+            address = None if part.address is None else part.address + start
+            yield Wanted(name, tensor.dtype, at, shape, shape == tensor.shape, start, nbytes, part.copy, address)
             start += nbytes
 
 

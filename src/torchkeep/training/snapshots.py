@@ -78,7 +78,7 @@ def _bytes_of(tensor: Tensor, source: int | None) -> TensorBytes:
         else:
             move(address, source + start, nbytes)
 
-    return TensorBytes.whole(dtype_name(tensor.dtype), tuple(tensor.shape), copy)
+    return TensorBytes.whole(dtype_name(tensor.dtype), tuple(tensor.shape), copy, source)
 
 
 class Snapshot:
