@@ -49,8 +49,7 @@ class Saves:
         self._since = 0.0
         self._asked = False
         self._metrics: dict[str, Any] = {}
-        self._sent: dict[str, Any] = {}
-        self._pending: PendingSave | None = None
+        self._flying: tuple[PendingSave, dict[str, Any]] | None = None
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Keep metrics for the next save; see `Run.record`."""
@@ -79,40 +78,52 @@ class Saves:
     def send(self, step: int, state: object, *, wait: bool) -> None:
         """Save a step, and return at once or when it is durable."""
         self._asked, self._since = False, self._clock()
-        self._sent = {name: float(value) for name, value in self._metrics.items()}
         try:
-            pending = self._store.save(step, state, metrics=self._sent or None, wait=wait)
-        except TorchkeepError as error:
-            if self._pending is None or error is not self._pending.error:
-                if wait or not isinstance(error, StorageError):
-                    raise
-                self._pending = None
-                self._fail(error)  # it was not in the background for want of memory, say
-                return
-            # It is the save before that failed, after it was last looked at; nothing of this one was done.
-            self._pending = None
-            self._fail(error)
-            pending = self._store.save(step, state, metrics=self._sent or None, wait=wait)
-        self._pending, self._metrics = pending, {}
+            pending, sent = self._save(step, state, wait=wait)
+        except StorageError as error:
+            if wait:
+                raise
+            self._judge(error)  # it did not get as far as the background
+            return
+        self.settle()  # the save before, which this one waited for
+        self._flying = pending, sent
         if wait:
             pending.result()
-            self.durable, self._pending = step, None
+            self.durable, self._flying = step, None
 
     def settle(self, step: int | None = None) -> None:
         """Take note of how the save in the background ended, if it has; that of ``step`` is waited for."""
-        pending = self._pending
-        if pending is None or not (pending.done() or pending.step == step):
+        if self._flying is None or not (self._flying[0].done() or self._flying[0].step == step):
             return
-        self._pending = None
+        pending = self._flying[0]
         try:
             pending.result()
         except Exception as error:  # noqa: BLE001 - whatever a save in the background raised is the user's to judge
-            self._fail(error)
+            self._lose(error)
         else:
-            self.durable = pending.step
+            self.durable, self._flying = pending.step, None
 
-    def _fail(self, error: Exception) -> None:
-        self._metrics = {**self._sent, **self._metrics}
+    def _save(self, step: int, state: object, *, wait: bool) -> tuple[PendingSave, dict[str, Any]]:
+        sent = {name: float(value) for name, value in self._metrics.items()}
+        try:
+            pending = self._store.save(step, state, metrics=sent or None, wait=wait)
+        except TorchkeepError as error:
+            if self._flying is None or error is not self._flying[0].error:
+                raise
+            # The save before failed after it was last looked at, and nothing of this one was done.
+            self._lose(error)
+            return self._save(step, state, wait=wait)
+        self._metrics = {}
+        return pending, sent
+
+    def _lose(self, error: Exception) -> None:
+        """Give up a save that failed in the background; its metrics go with the next one."""
+        assert self._flying is not None
+        self._metrics = {**self._flying[1], **self._metrics}
+        self._flying = None
+        self._judge(error)
+
+    def _judge(self, error: Exception) -> None:
         if self._on_failure == "raise":
             raise error
         warn(f"a save failed, and training goes on: {error}", TorchkeepWarning, stacklevel=2)
