@@ -52,7 +52,9 @@ def read_marker(storage: FolderStorage, root: str) -> str:
     with closing(file):
         line = all_of(file)
     if not holds(line):
-        raise damaged(path, 0, len(line), "its digest differs")
+        raise damaged(
+            path, 0, len(line), f"its digest differs (that of any other store, of version {VERSION}, will do)"
+        )
     try:
         marker = _decoder.decode(line)
     except msgspec.DecodeError as cause:

@@ -122,7 +122,9 @@ def _clear(storage: FolderStorage, path: str) -> None:
     """Remove a session's folder, or what stands in its place; a symbolic link is removed and not followed."""
     try:
         names = storage.names(path)
-    except StorageError:
+    except StorageError as cause:
+        if cause.errno not in {errno.ENOTDIR, errno.ELOOP}:
+            raise
         storage.remove(path)
         return
     for name in names:

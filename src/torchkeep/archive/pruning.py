@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from torchkeep.archive.verifying import verify
+from torchkeep.errors import DamageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,10 +40,16 @@ def doomed(
         DamageError: a manifest can't be read, so what it needs is not known.
         StorageError: the operating system refused.
     """
-    summaries = archive.summaries()
-    kept = retention.kept(summaries) | precious
-    names = archive.names()
-    needed = {pack for name in names if name.sequence in kept for pack in packs_of(name)}
+    try:
+        summaries = archive.summaries()
+        kept = retention.kept(summaries) | precious
+        names = archive.names()
+        needed = {pack for name in names if name.sequence in kept for pack in packs_of(name)}
+    except DamageError as error:
+        error.args = (
+            f"nothing was pruned in {archive.root!r}: {error}, or remove it, and its checkpoint with it",
+        )
+        raise
     packs = [
         file
         for file in archive.storage.names(f"{archive.root}/packs")

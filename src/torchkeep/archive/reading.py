@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctypes import memmove
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from torchkeep.archive.fetching import Fail, Place, Room, Take, check_sizes, fail_at_once, fetch
 from torchkeep.archive.looking import Catalogue
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from torchkeep.archive.manifest import Manifest, Name, Piece, Stored
     from torchkeep.storage.folders import FolderStorage
+
+
+_MOST_MARKS: Final = 1_000_000
 
 
 class Restored(NamedTuple):
@@ -143,6 +146,8 @@ class Archive(Catalogue):
         room: Room | None = None,
     ) -> None:
         """Read places pack by pack; ``fail`` is told of each that is damaged, and may raise."""
+        if len(self._marks) > _MOST_MARKS:
+            self._marks = {}  # costs nothing but that what was read is written again
 
         def verified(pack: str, start: int, view: memoryview) -> None:
             self._marks[pack, start] = mark_of(view)

@@ -251,7 +251,7 @@ class Writer(Archive):
                 {(pack.pack.id, start): mark for start, mark in zip(pack.starts, pack.marks, strict=True)}
             )
         used = {pack.id for pack in manifest.body.packs}
-        self._marks = {place: mark for place, mark in list(self._marks.items()) if place[0] in used}
+        self._marks = {place: mark for place, mark in self._marks.copy().items() if place[0] in used}
         self._good.add(manifest.sequence)
         self._latest = manifest.sequence
         self.build_on(manifest)
