@@ -1,7 +1,7 @@
 """Read any part of any tensor in files, in little memory: elements in row-major order, verified.
 
-A tensor whose elements lie otherwise in its file (a transposed one of torch.save, say) is read whole when a part
-of it is asked for.
+Of a tensor whose elements lie otherwise in its file (a transposed one of torch.save, say) some rows are read at a
+time; where that would be too many small pieces, it is read whole.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torchkeep.formats.sharded import Sharded, located
 from torchkeep.storage.buffers import PAGE, Buffer
 from torchkeep.tensors.pickled import PickledReader
 from torchkeep.tensors.reading import changed, read_tensors
+from torchkeep.tensors.strided import Rows
 
 if TYPE_CHECKING:
     import os
@@ -167,6 +168,7 @@ class _PickledElements(Elements):
     def __init__(self, file: ReadableFile, scratch: Scratch) -> None:
         self._file, self._scratch = file, scratch
         self.described = self._pickled = pickled_of(file)
+        self._rows = Rows(file)
         self._whole: tuple[str, Tensor] = ("", torch.empty(0))
         # Of each storage, checksum and length of the pieces read so far, by where they begin.
         self._pieces: dict[str, dict[int, tuple[int, int]]] = {}
@@ -178,11 +180,14 @@ class _PickledElements(Elements):
         described = self._pickled.tensors[name]
         storage = described.storage
         assert storage is not None  # one on the meta device has no elements to ask for
-        if not self._is_plain(described):
-            if self._whole[0] != name:
-                found = PickledReader(self._file, self._pickled).tensors([name])[name]
-                self._whole = name, as_bytes(found.resolve_conj().resolve_neg())
-            return self._whole[1][start:stop]
+        plain = not (described.conj or described.neg) and self._pickled.byte_order == "little"
+        if not plain or not is_row_major(described.shape, described.stride):
+            rows = self._rows_of(described, (start, stop)) if plain else None
+            if rows is None:
+                return self._whole_of(name)[start:stop]
+            self._users.setdefault(storage.key, name)
+            self._pieces.setdefault(storage.key, {})
+            return rows
         self._users.setdefault(storage.key, name)
         parts = []
         for at in range(start, stop, _PIECE):
@@ -191,10 +196,19 @@ class _PickledElements(Elements):
             parts.append(part if length == stop - start else part.clone())
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _is_plain(self, described: TensorRef) -> bool:
-        if described.conj or described.neg or self._pickled.byte_order != "little":
-            return False
-        return is_row_major(described.shape, described.stride)
+    def _rows_of(self, described: TensorRef, span: tuple[int, int]) -> Tensor | None:
+        if 0 in described.stride:  # expanded
+            return None
+        assert described.storage is not None
+        begin = self._pickled.extents[described.storage.key].start + described.start
+        itemsize = DTYPES[described.dtype].itemsize
+        return self._rows.read(begin, described.shape, described.stride, itemsize, span)
+
+    def _whole_of(self, name: str) -> Tensor:
+        if self._whole[0] != name:
+            found = PickledReader(self._file, self._pickled).tensors([name])[name]
+            self._whole = name, as_bytes(found.resolve_conj().resolve_neg())
+        return self._whole[1]
 
     def _piece(self, key: str, inside: int, length: int) -> Tensor:
         extent = self._pickled.extents[key]
@@ -279,4 +293,5 @@ def opened_elements(storage: Storage, path: str | os.PathLike[str]) -> Iterator[
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """Return a tensor's elements in row-major order as bytes."""
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+    # A tensor of one element may have any step, which a view as bytes would refuse.
+    return tensor.detach().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
