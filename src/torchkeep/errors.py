@@ -218,6 +218,7 @@ class DamageError(FormatError):
         file: path of the file.
         start: first byte of the damaged range in the file.
         stop: one past its last byte.
+        problem: what is wrong there, in a few words; empty where only the sentence says it.
         replaced: names that a load had already replaced when the damage was found.
     """
 
@@ -225,6 +226,7 @@ class DamageError(FormatError):
     file: str = ""
     start: int = 0
     stop: int = 0
+    problem: str = ""
     replaced: tuple[str, ...] = ()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import torchkeep as tk
-from digit_stores import LOSSES, answer, damage, make, net
+from digit_stores import LOSSES, answer, damage, flip, make, net
+from torchkeep.archive.locating import locate
 
 
 @pytest.fixture
@@ -83,6 +85,15 @@ def test_convert_takes_a_model_out(store, tmp_path, capsys):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("target", ["runs@1000", "runs@77", "runs", "runs@best"])
+def test_convert_writes_no_file_that_would_be_taken_for_a_checkpoint(store, capsys, target):
+    """A file called like a checkpoint would hide it from then on."""
+    code, _, err = answer(capsys, "convert", f"{store}@1000", target, "--force")
+    assert code == 3
+    assert "would be taken for a checkpoint or a store" in err
+    assert answer(capsys, "show", f"{store}@1000")[0] == 0
+
+
 def test_verify_of_a_store_and_of_one_checkpoint(store, capsys):
     """Sound: 0. Damaged: 1, with file, bytes, tensor and the steps that have it; the others are still sound."""
     code, out, _ = answer(capsys, "verify", store)
@@ -100,6 +111,23 @@ def test_verify_of_a_store_and_of_one_checkpoint(store, capsys):
     assert (whole["status"], best["status"]) == ("damaged", "sound")
     assert [one["step"] for one in whole["store"]["checkpoints"] if not one["sound"]] == [2000]
     assert whole["files"][0]["damage"][0]["tensor"] == "model.0.bias"
+
+
+def test_verify_tells_each_damage_in_one_line(store, capsys):
+    """A manifest, a header and a missing pack: what is wrong is said once, and where."""
+    needed = locate(f"{store}@2500").manifest.body.packs
+    damaged, gone = (Path(f"runs/packs/{pack.id}.safetensors") for pack in needed[:2])
+    flip(Path("runs/checkpoints/00000001-1000.json"), 120)
+    flip(damaged, 20)
+    gone.unlink()
+    code, out, _ = answer(capsys, "verify", store)
+    assert code == 1
+    assert "runs/checkpoints/00000001-1000.json: DAMAGED\n  bytes 0 to " in out
+    assert ": header: the digest of its first line differs\n" in out
+    assert f"{damaged}: DAMAGED\n  bytes 0 to " in out
+    assert ": header: the digest of its header differs\n" in out
+    assert f"{gone}: DAMAGED\n  the file is missing, and a checkpoint needs it\n" in out
+    assert "steps 1000, " in out.splitlines()[-1]
 
 
 def test_verify_of_what_can_not_be_read(store, tmp_path, capsys):

@@ -11,7 +11,7 @@ from torch import nn
 import torchkeep as tk
 from kept_states import Net, bits, bytes_of, commit, make_store, state_of
 from saved_values import bits_of, described
-from torchkeep.archive import Retention, Writer
+from torchkeep.archive import Archive, Retention, Writer
 from torchkeep.archive.locating import locate
 from torchkeep.errors import (
     DamageError,
@@ -218,8 +218,6 @@ def test_what_can_not_be_opened_is_reported(tmp_path):
 def test_a_checkpoint_pruned_while_it_is_verified_is_no_damage(tmp_path, monkeypatch):
     """Its packs go with it; what is left is sound."""
     root = make_store(tmp_path / "store", {1: {"a": torch.ones(2)}, 2: {"a": torch.zeros(2)}})
-    from torchkeep.archive import Archive
-
     read = Archive.read_places
 
     def vanishing(self, manifest, *rest):
@@ -232,3 +230,20 @@ def test_a_checkpoint_pruned_while_it_is_verified_is_no_damage(tmp_path, monkeyp
     report = verify_stored(store_location(root))
     assert (report.status, report.error) == ("sound", None)
     assert [one.step for one in report.store.checkpoints] == [2]
+
+
+def test_a_checkpoint_pruned_while_it_alone_is_verified_is_an_error(tmp_path, monkeypatch):
+    """Nothing of it was verified, so nothing is called sound."""
+    root = make_store(tmp_path / "store", {1: {"a": torch.ones(2)}, 2: {"a": torch.zeros(2)}})
+    read = Archive.read_places
+
+    def vanishing(self, manifest, *rest):
+        if manifest.step == 1:
+            with Writer(LOCAL_FOLDERS, root) as writer:
+                writer.prune(Retention(last=1))
+        return read(self, manifest, *rest)
+
+    monkeypatch.setattr(Archive, "read_places", vanishing)
+    report = verify_stored(store_location(f"{root}@1"))
+    assert report.status == "unreadable"
+    assert "store@1' was pruned while it was verified" in report.error

@@ -72,5 +72,5 @@ def damaged(path: str, start: int, stop: int, problem: str, tensor: str = "") ->
     """Return the error for bytes of a store that are not what was written."""
     what = f"tensor {tensor!r} in {path!r}" if tensor else repr(path)
     error = DamageError(f"{what} is damaged in bytes {start} to {stop}: {problem}; copy it again from elsewhere")
-    error.tensor, error.file, error.start, error.stop = tensor, path, start, stop
+    error.tensor, error.file, error.start, error.stop, error.problem = tensor, path, start, stop, problem
     return error

@@ -291,5 +291,5 @@ def decode_manifest(path: str, content: bytes) -> Manifest:
 def missing(path: str) -> DamageError:
     """Return the error for a file of a store that is not there."""
     error = DamageError(f"{path!r} is missing, and a checkpoint needs it; copy it again from elsewhere")
-    error.file = path
+    error.file, error.problem = path, "the file is missing, and a checkpoint needs it"
     return error

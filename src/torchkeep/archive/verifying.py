@@ -156,4 +156,5 @@ def _key(manifest: Manifest, piece: Piece) -> _Key:
 
 
 def _damage(name: Name, error: DamageError) -> Damage:
-    return Damage(name.sequence, name.step, error.tensor, error.file, error.start, error.stop, str(error))
+    problem = error.problem or str(error)
+    return Damage(name.sequence, name.step, error.tensor, error.file, error.start, error.stop, problem)

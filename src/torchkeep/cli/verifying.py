@@ -70,7 +70,8 @@ def _lines(file: FileReport) -> Iterator[str]:
         yield f"{file.path}: DAMAGED"
         for damage in file.damage:
             what = f"tensor {damage.tensor!r}" if damage.tensor else "header"
-            yield f"  bytes {damage.start} to {damage.stop}: {what}: {damage.problem}"
+            where = f"bytes {damage.start} to {damage.stop}: {what}: " if damage.stop else ""
+            yield f"  {where}{damage.problem}"
     elif file.verified:
         yield f"{file.path}: sound: {tensors}, every byte compared with its digest"
     elif file.checked:

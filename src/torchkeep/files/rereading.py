@@ -26,10 +26,13 @@ def verify_stored(location: Location) -> SourceReport:
             return _report(location, *_verified(archive, archive.names()))
         name = name_of(checkpoint_at(location).manifest.path.rpartition("/")[2])
         assert name is not None
-        return _report(location, *_verified(archive, [name]))
+        found, problems = _verified(archive, [name])
+        if not found.checkpoints and not problems:
+            problems = [f"{location.text!r} was pruned while it was verified; name another checkpoint"]
+        return _report(location, found, problems)
     except DamageError as error:
-        found = Damage(error.tensor, error.start, error.stop, str(error))
-        return SourceReport(location.text, (_damaged(error.file, [found]),), None)
+        damage = Damage(error.tensor, error.start, error.stop, error.problem or str(error))
+        return SourceReport(location.text, (_damaged(error.file, [damage]),), None)
     except TorchkeepError as error:
         return SourceReport(location.text, (), str(error))
 
