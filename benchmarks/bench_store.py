@@ -3,8 +3,8 @@
 What each one promises when it returns differs. torchkeep's saves are durable (files and directories are synced),
 digested and incremental; its restores verify every byte. torch.save and safetensors are followed by a sync of file
 and directory here. torch.distributed.checkpoint (DCP) syncs its files, not their directory. moonclip syncs both;
-its compression is off, which is faster for random numbers. All lines of a table are interleaved, each is the median,
-and the limits of the machine, O_DIRECT with two threads, are measured in the same rounds.
+its compression is off, which is faster for random numbers. All lines of a table are interleaved, each is the
+median, and the limits of the machine, O_DIRECT with two threads, are measured in the same rounds.
 
     python benchmarks/bench_store.py [--rounds 5] [--gib 1] [--small 20000] [--folder DIR] [--only TABLE]
 """

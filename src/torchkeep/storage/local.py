@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import contextmanager
 from threading import Thread
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -18,12 +19,12 @@ from torchkeep.storage.buffers import Buffer, aligned_part
 from torchkeep.storage.local_reader import NO_SUCH_IO, PAYS_FROM, LocalReader, open_direct
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _Result = TypeVar("_Result")
 
 _LARGE: Final = 64 * 1024 * 1024
-"""Files from this size on are freed in the background when they are replaced."""
+"""Files from this size on are freed in the background when they are replaced or removed."""
 
 
 class LocalWriter:
@@ -123,16 +124,13 @@ class LocalStorage:
 
     def rename(self, old: str, new: str) -> None:
         """Give a file the name ``new``, in place of what had it."""
-        replaced = _held(new)
-        try:
+        with _freed_later(new):
             _call("write", new, lambda: os.replace(old, new))  # noqa: PTH105
-        finally:
-            if replaced is not None:
-                Thread(target=os.close, args=(replaced,), name="torchkeep-release", daemon=True).start()
 
     def remove(self, path: str) -> None:
         """Remove a file."""
-        _call("remove", path, lambda: os.unlink(path))  # noqa: PTH108
+        with _freed_later(path):
+            _call("remove", path, lambda: os.unlink(path))  # noqa: PTH108
 
     def sync_directory(self, path: str) -> None:
         """Return when the names in the directory of the file ``path`` are durable, if the system can do that."""
@@ -150,11 +148,22 @@ class LocalStorage:
 LOCAL: Final = LocalStorage()
 
 
-def _held(path: str) -> int | None:
-    """Hold a large file that is about to lose its name.
+@contextmanager
+def _freed_later(path: str) -> Iterator[None]:
+    """Let the blocks of a large file that loses its name be freed in the background: 0.2 s for 1 GiB."""
+    held = _held(path)
+    try:
+        yield
+    finally:
+        if held is not None:
+            try:
+                Thread(target=os.close, args=(held,), name="torchkeep-release", daemon=True).start()
+            except RuntimeError:  # there can be no more threads: the interpreter ends
+                os.close(held)
 
-    Its blocks are freed when the last hold on it is given up, and whoever gives it up waits: 0.2 s for 1 GiB.
-    """
+
+def _held(path: str) -> int | None:
+    """Hold a large file: its blocks are freed when the last hold is given up, and whoever gives that up waits."""
     try:
         if os.stat(path).st_size < _LARGE:  # noqa: PTH116
             return None
