@@ -292,6 +292,40 @@ def test_a_checkpoint_that_no_run_saved_is_gone_on_with(tmp_path):
     again.store.close()
 
 
+def accumulate(run, stop=None):
+    """Step every third batch only, with zeroed gradients that stay, of a model that is not always used whole."""
+    used, unused = run.state.model[0], run.state.model[2]
+    seen = []
+    for batch in run.batches(loader(), steps=20):
+        loss = used(torch.sin(batch.float())).square().mean()
+        if run.step < 3:
+            loss = loss + unused.weight.square().sum()
+        loss.backward()
+        if run.step % 3 == 2:
+            run.state.optimizer.step()
+            run.state.optimizer.zero_grad(set_to_none=False)
+        seen.append((run.step, loss.item()))
+        if run.step == stop:
+            break
+    return seen
+
+
+def test_gradients_are_kept_between_two_steps_of_the_optimizer(tmp_path):
+    """A checkpoint within an accumulation holds what is accumulated; momentum of unused parameters goes on too."""
+    undisturbed = make(tmp_path / "one", every=1)
+    expected = accumulate(undisturbed)
+    undisturbed.store.close()
+    for stop in (2, 4, 5, 9, 13, None):
+        run = make(tmp_path / "two", every=1)
+        seen = accumulate(run, stop)
+        assert seen == expected[seen[0][0] : seen[-1][0] + 1]
+        run.store.close()
+    assert all(map(torch.equal, run.state.model.parameters(), undisturbed.state.model.parameters()))
+    gradients = [[str(parameter.grad) for parameter in one.state.model.parameters()] for one in (run, undisturbed)]
+    assert gradients[0] == gradients[1]
+    assert run.state.model[0].weight.grad.any()
+
+
 # Metrics
 
 

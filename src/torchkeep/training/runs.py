@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from torchkeep.errors import RunError, TorchkeepWarning
 from torchkeep.training.contents import has_state
+from torchkeep.training.gradients import Accumulation
 from torchkeep.training.loaders import Feed, OrderedFeed, check_source, feed_for
 from torchkeep.training.progress import progress_line
 from torchkeep.training.randomness import rng_state, set_rng_state
@@ -119,6 +120,7 @@ class Run:
         self._loaders: list[Callable[[], object]] = []
         self._places: dict[int, _Place] = {}
         self._current = 0
+        self._accumulation = Accumulation(state)
         self._looping = self._stepped = False
         self._random: dict[str, Any] | None = None
 
@@ -222,7 +224,8 @@ class Run:
                         "leave it out: TrainingState(...) without loader="
                     )
                 loop = _Loop(feed, self._place, steps, exact)
-                with _closed_at_exit(feed), loop.watch, progress_line(self._progress, self.step, steps) as show:
+                line = progress_line(self._progress, self.step, steps)
+                with _closed_at_exit(feed), loop.watch, self._accumulation, line as show:
                     yield from self._steps(loop, show)
         finally:
             self._looping = False
@@ -237,6 +240,7 @@ class Run:
                 batch = self._following(loop)
                 if loop.feed.rewinds(place.batch):
                     self._leave_if_told(loop)  # without a step more: loading may have taken long
+                self._accumulation.begin_batch()
                 yield batch
                 self.step += 1
                 place.batch += 1
@@ -319,6 +323,7 @@ class Run:
                 "give other batches; leave the seed out, or begin in a new store"
             )
         self._seed, self._current = kept["seed"], kept["current"]
+        self._accumulation.put_back(kept["gradients"])
         self._places = {int(number): _Place(*place) for number, place in kept["places"].items()}
 
     def _number(self, loader: object) -> int:
@@ -340,7 +345,8 @@ class Run:
         place.kept = loop.feed.kept(place.batch)
         places = {str(number): (one.epoch, one.batch, one.kept) for number, one in self._places.items()}
         state.epoch, state.batch = place.epoch, place.batch
-        state.sampler = {"seed": self._seed, "current": self._current, "places": places}
+        gradients = self._accumulation.kept()
+        state.sampler = {"seed": self._seed, "current": self._current, "places": places, "gradients": gradients}
         return state
 
     def _make_durable(self, loop: _Loop) -> None:
