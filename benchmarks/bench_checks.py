@@ -1,8 +1,8 @@
 """How long `tk.check` takes, with every check that is not opt-in: from a small MLP to 10 million parameters.
 
 Beside it stands the machine's limit: one training step (forward and backward) of the same layer, and how many such
-steps the checks are worth. Each of these numbers is the least of some runs, since other programs only add to it. The
-last line is every configuration of PyTorch's own modules (`module_db`), shared out to two processes; it takes a
+steps the checks are worth. Each of these numbers is the least of some runs, since others only add to it. The last
+line is every configuration of PyTorch's own modules (`module_db`), shared out to two processes; it takes a
 minute, and `--short` leaves it out. Below stand the slowest checks of the largest model, and the machine's load.
 
     python benchmarks/bench_checks.py
@@ -77,7 +77,7 @@ PROCESSES = 2
 
 
 def check_share(part: int) -> None:
-    """Check one process's share of PyTorch's modules; print how many configurations, and how many seconds of CPU."""
+    """Check one process's share of PyTorch's modules; print how many there are, and seconds of CPU."""
     sys.path.insert(0, str(TESTS))
     from checks.module_db import share  # noqa: PLC0415 - importing PyTorch's list takes seconds
 

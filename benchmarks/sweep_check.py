@@ -35,8 +35,12 @@ PACKAGES = {
 }
 """Names on PyPI, and what is imported."""
 
-BESIDE = ("kornia-rs", "opt-einsum-fx", "torch-einops-utils", "torchvision")
-"""What they need that would itself ask for another torch: without dependencies too."""
+BESIDE = ("kornia-rs", "opt-einsum-fx", "torch-einops-utils", "torchvision==0.15.2")
+"""What they need that would itself ask for another torch: without dependencies too.
+
+torchvision's wheels hold operators for one build of torch. This release imports without them, which is enough for
+timm; the newest raises beside another build (``operator torchvision::nms does not exist``).
+"""
 
 NEEDS = (
     *("aiohttp", "einops", "einx", "huggingface_hub", "importlib_metadata", "loguru", "numpy", "opt_einsum"),
