@@ -79,7 +79,7 @@ class LowRank(nn.Module):
 
 
 class MergedForEval(LowRank):
-    """Keeps the merged weight in eval mode, until the mode changes."""
+    """Keeps the merged weight in eval mode, until training goes on."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +87,7 @@ class MergedForEval(LowRank):
         self.merged = None
 
     def train(self, mode=True):
-        self.merged = None
+        self.merged = None if mode else self.merged
         return super().train(mode)
 
     def forward(self, x):

@@ -219,3 +219,16 @@ def test_containers_that_refuse_are_put_back_all_the_same():
     assert list(layer.config.items()) == [("size", 4), ("names", ["a"])]
     assert tuple.__getitem__(layer.label, 0) == {"calls": 0}
     assert layer.label.calls == []
+
+
+def test_torchscript_holds_the_same_parameters():
+    """A scripted module keeps its tensors out of Python's reach; they are the same ones, with the same values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        layer = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    held = [*layer.parameters(), *layer.buffers()]
+    values = [tensor.tolist() for tensor in held]
+    assert tk.check(layer, floats(3, 4)).ok
+    now = [*layer.parameters(), *layer.buffers()]
+    assert [id(tensor) for tensor in now] == [id(tensor) for tensor in held]
+    assert [tensor.tolist() for tensor in now] == values

@@ -150,6 +150,7 @@ class _TensorState:
         self.hooks = {name: _copied(getattr(tensor, name, None)) for name in _HOOKS}
         self.data = None if is_lazy(tensor) else tensor.data
         self.copy = None if self.data is None else self.data.clone()
+        self.place = None if self.data is None else tensor_key(self.data)
 
     def is_changed(self) -> bool:
         if self.data is None or self.copy is None:
@@ -157,7 +158,7 @@ class _TensorState:
         return self._moved() or not same_bits(self.tensor.data, self.copy)
 
     def _moved(self) -> bool:
-        return self.data is not None and tensor_key(self.tensor) != tensor_key(self.data)
+        return self.data is not None and tensor_key(self.tensor) != self.place
 
     def restore(self) -> None:
         for name, hooks in self.hooks.items():
