@@ -161,6 +161,26 @@ def test_memory_moving_under_a_plain_tensor_is_seen():
     assert "model.weight" in capture(state).stepped
 
 
+def test_optimizer_state_that_comes_to_be_shared_is_seen():
+    """Two parameters may be given one step count, or tensors of their own again, between saves."""
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = tk.TrainingState(model=net, optimizer=optimizer)
+    weight, bias = optimizer.state.values()
+    for _ in range(2):
+        assert not capture(state).aliases
+    bias["step"] = weight["step"]
+    for _ in range(2):
+        assert capture(state).aliases == {"optimizer.state.bias.step": "optimizer.state.weight.step"}
+    bias["step"] = weight["step"].clone()
+    assert not capture(state).aliases
+    weight["exp_avg"] = torch.ones(2, 2).to_sparse()
+    with pytest.raises(UnsavableError, match=r"exp_avg'\] can't be saved: its layout is sparse_coo"):
+        capture(state)
+
+
 def test_only_what_steps_change_is_copied_late():
     """Parameters and their state are; frozen ones, buffers, averages, values and generators are not."""
     net = mlp()

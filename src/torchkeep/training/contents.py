@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.nn.parameter import is_lazy
+
 from torchkeep.errors import UnsavableError
 
 if TYPE_CHECKING:
@@ -56,6 +59,8 @@ def layout_of(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
     """Describe where tensors lie; a tensor object is told apart from others, too."""
     return [
         (id(tensor), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.layout is torch.strided and not is_lazy(tensor)
+        else (id(tensor),)
         for tensor in tensors
     ]
 

@@ -174,7 +174,10 @@ class OptimizerKeeper(Keeper):
         flat = self._flat()
         if not set(map(type, flat)) <= _PLAIN:
             return None
-        addresses = [one.data_ptr() for one in flat]
+        try:
+            addresses = [one.data_ptr() for one in flat]
+        except RuntimeError:  # one is sparse now; a closer look tells which
+            return None
         return shape if addresses == shape.addresses else None
 
     def _encode_state(
