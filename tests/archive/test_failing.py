@@ -190,6 +190,28 @@ def test_a_file_whose_sync_failed_is_not_synced_again():
         assert failed not in {path for _, path in calls}
 
 
+def test_a_failed_save_that_can_not_be_withdrawn_hides_no_later_one():
+    """Its manifest may stay; a state saved after it comes back, although the checkpoint before held it already."""
+    disk = MemoryStorage({"/runs": None})
+    with writer(disk) as store:
+        store.commit(1, state(**OLD))
+
+        def before(call, path):
+            if "/checkpoints/" in path and call in {"sync_directory", "remove"}:
+                cause = OSError(errno.EIO, os.strerror(errno.EIO), path)
+                raise refused(cause, call, path) from cause
+
+        disk.before = before
+        with pytest.raises(StorageError):
+            store.commit(1, state(**NEW))
+        disk.before = None
+        assert content(store, store.latest()) == NEW
+        again = store.commit(1, state(**OLD))
+        assert (again.sequence, again.summary.written) == (3, 0)
+        assert content(store, store.latest()) == OLD
+        assert store.commit(1, state(**OLD)) is again
+
+
 def test_what_can_not_be_kept_is_refused_before_anything_is_written():
     """Metrics that are no plain values are named."""
     disk = MemoryStorage({"/runs": None})

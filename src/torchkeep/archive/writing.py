@@ -237,7 +237,8 @@ class Writer(Archive):
         written = sum(one.packed.pack.size for one in filled)
         now, count = self._clock(), len(body.tensors)
         summary = Summary(FORMAT, VERSION, self._next, step, now, metrics, count, nbytes, written, self._best)
-        self._next += 1  # also when this fails: a number is never used twice
+        # Also when this fails: a number is never used twice, and what is there already may not be the latest.
+        self._next, self._latest = self._next + 1, self._next
         encoded, path = encode_manifest(summary, body), self.manifest_path(file_name(summary.sequence, step))
         manifest = decode_manifest(path, encoded)
         self._files.commit([one.ready for one in filled], path, encoded)
@@ -253,7 +254,6 @@ class Writer(Archive):
         used = {pack.id for pack in manifest.body.packs}
         self._marks = {place: mark for place, mark in self._marks.copy().items() if place[0] in used}
         self._good.add(manifest.sequence)
-        self._latest = manifest.sequence
         self.build_on(manifest)
 
     def check_step(self, step: int) -> None:
