@@ -333,3 +333,24 @@ def test_large_files_need_little_memory(tmp_path, target):
     run = subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert target.stat().st_size < 170_000_000
+
+
+@pytest.mark.parametrize("kind", ["torch", "torchkeep"])
+def test_memory_that_tensors_share_without_being_tied_is_said(tmp_path, target, capsys, kind):
+    """Views are written on their own, each with its values, and the report names them; ties and neighbours not."""
+    whole = torch.randn(10)
+    state = {"whole": whole, "tied": whole, "end": whole[6:], "apart": torch.ones(2), "half": torch.arange(4)[:2]}
+    state["other"] = torch.from_numpy(state["apart"].numpy())[1:] if kind == "torchkeep" else torch.zeros(3)
+    source = tmp_path / "source"
+    (torch.save if kind == "torch" else tk.save)(state, source)
+    assert main(["convert", str(source), str(target)]) == 0
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if "overlap" in line]
+    shared = {"end", "tied"} | ({"apart", "other"} if kind == "torchkeep" else set())
+    assert set(line[line.index("(") + 1 : -1].split(", ")) == shared
+    found = tk.load(target)
+    assert found["whole"] is found["tied"]
+    for name, tensor in state.items():
+        assert torch.equal(found[name], tensor)
+    assert main(["convert", str(source), str(target), "--force", "--select", "{whole,apart}"]) == 0
+    assert "overlap" not in capsys.readouterr().out

@@ -15,7 +15,8 @@ from msgspec import Struct
 from torchkeep.archive.described import Described as DescribedState
 from torchkeep.dtypes import FLOATS
 from torchkeep.errors import NoMatchError, SelectorError, StorageError, UnsavableError
-from torchkeep.files.extracting import left_out_of, outline_module, outline_state
+from torchkeep.files.extracting import outline_module, outline_state
+from torchkeep.files.leaving import left_behind, unshared
 from torchkeep.files.outlining import outline_rows, outline_whole, renamed_listing
 from torchkeep.files.renaming import new_name, renames_of
 from torchkeep.files.writing import lay_out, write_layout
@@ -119,7 +120,8 @@ def convert(
         entries = {**plan.collected.tensors, **plan.collected.apart}
         kept_as = [tensor.dtype for tensor in entries.values()]
         cast = _cast(plan.collected, dtype)
-        left_out = plan.left_out
+        olds = {name: plan.names.get(name, name) for name in plan.collected.tensors}
+        left_out = (*plan.left_out, *unshared(elements, set(olds.values())))
         if cast and plan.recipe is not None:
             left_out = (*left_out, "the recipe, which builds a model of the old dtypes")
         layout = lay_out(plan.collected, None if cast else plan.recipe)
@@ -195,7 +197,7 @@ def _part(elements: Elements, select: str | None, rename: Sequence[tuple[str, st
         module = outline_module(found, renamed)
         if module is not None:
             return _Plan(*module, names=olds, renamed=changed)
-    return _Plan(outline_rows(made), None, _left_out(elements), olds, changed)
+    return _Plan(outline_rows(made), None, left_behind(elements), olds, changed)
 
 
 def _refuse_unused(renames: Sequence[Rename], names: Iterable[str]) -> None:
@@ -207,31 +209,6 @@ def _refuse_unused(renames: Sequence[Rename], names: Iterable[str]) -> None:
             error = NoMatchError(f"rename {text!r} matches no name that is converted.{did_you_mean(text, names)}")
             error.wanted = text
             raise error
-
-
-def _left_out(elements: Elements) -> tuple[str, ...]:
-    """Say what a selection or a rename leaves behind besides tensors."""
-    found = elements.described
-    if isinstance(found, Sharded):
-        return ()
-    if isinstance(found, DescribedState):
-        return left_out_of(found)
-    if not isinstance(found, Contents):
-        plain = isinstance(found.root, dict) and list(found.root) == list(found.tensors)
-        return () if plain else ("the containers and plain values around the tensors",)
-    document = found.document
-    if document is None:
-        return ()
-    module = document.module
-    return tuple(
-        what
-        for what, is_there in (
-            ("the containers and plain values around the tensors", document.root == "tree"),
-            ("extra state", module is not None and bool(module.extra)),
-            ("the recipe", bytes(document.recipe) != b"null"),
-        )
-        if is_there
-    )
 
 
 def _refuse_unwritable(collected: Collected, listing: Listing) -> None:
