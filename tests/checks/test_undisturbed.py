@@ -232,3 +232,26 @@ def test_torchscript_holds_the_same_parameters():
     now = [*layer.parameters(), *layer.buffers()]
     assert [id(tensor) for tensor in now] == [id(tensor) for tensor in held]
     assert [tensor.tolist() for tensor in now] == values
+
+
+class WidensProducts(nn.Linear):
+    """Sets the precision of matrix products for everyone, in the newer way."""
+
+    def forward(self, x):
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+        return super().forward(x)
+
+
+def test_precision_set_through_backends_is_put_back():
+    """Where matrix products have a precision of their own, checks run, and a layer that changes it is found."""
+    before = torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert tk.check(nn.Linear(4, 4), floats(3, 4)).ok
+        (found,) = tk.check(WidensProducts(4, 4), floats(3, 4), only=["settings_unchanged"]).failed
+        assert "float32 matmul precision" in found.message
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before

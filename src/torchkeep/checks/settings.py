@@ -6,6 +6,7 @@ import random
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -89,6 +90,30 @@ def _write_deterministic(value: tuple[bool, bool]) -> None:
         torch._C._set_deterministic_algorithms(value[0], warn_only=value[1])  # noqa: SLF001
 
 
+_PRECISIONS = (
+    *("fp32_precision", "cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision"),
+    *("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision", "mkldnn.rnn.fp32_precision"),
+)
+"""Where ``torch.backends`` keeps what the older function tells in one word."""
+
+
+def _read_precision() -> str | dict[str, str]:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set through torch.backends, of which the older function refuses to tell
+        return {name: attrgetter(name)(torch.backends) for name in _PRECISIONS}
+
+
+def _write_precision(value: str | dict[str, str]) -> None:
+    if isinstance(value, str):
+        torch.set_float32_matmul_precision(value)
+        return
+    for name, held in value.items():
+        if attrgetter(name)(torch.backends) != held:
+            path, _, key = name.rpartition(".")
+            setattr(attrgetter(path)(torch.backends) if path else torch.backends, key, held)
+
+
 _SMALLEST, _ONE = 5e-324, 1.0
 """Their product is zero where denormals are flushed; they have names so that it is worked out each time."""
 
@@ -118,7 +143,7 @@ SETTINGS: dict[str, Setting] = {
         lambda: (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
         _write_autocast,
     ),
-    "float32 matmul precision": Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "float32 matmul precision": Setting(_read_precision, _write_precision),
     "flush of denormals": Setting(lambda: _SMALLEST * _ONE == 0.0, torch.set_flush_denormal),
     "hooks on all modules": Setting(_read_hooks, _write_hooks),
 }
@@ -140,9 +165,14 @@ class Captured:
         return cls({name: setting.read() for name, setting in SETTINGS.items() if random or not setting.random})
 
     def restore(self) -> None:
-        """Put every setting back."""
+        """Put every setting back.
+
+        Those that are as they were stay untouched, since writing one may settle what it was inherited from.
+        """
+        self.mend()
         for name, value in self.values.items():
-            SETTINGS[name].write(value)
+            if SETTINGS[name].random:
+                SETTINGS[name].write(value)
 
     def mend(self) -> None:
         """Put back the settings that are others by now; random generators stay as they are."""
