@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import DamageError
 from torchkeep.files.matching import Matched, Options, match
-from torchkeep.files.pausing import without_collections
 from torchkeep.files.sources import MemorySource, opened
 from torchkeep.rows.text import size_text
 from torchkeep.storage.local import LOCAL
+from torchkeep.tensors.pausing import without_collections
 
 if TYPE_CHECKING:
     import os

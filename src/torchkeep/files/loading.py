@@ -11,7 +11,6 @@ from torch import nn
 
 from torchkeep.archive.locating import locate
 from torchkeep.errors import FormatError
-from torchkeep.files.pausing import without_collections
 from torchkeep.formats.contents import Contents
 from torchkeep.formats.document import decode_json
 from torchkeep.formats.kinds import holds_pickle
@@ -21,6 +20,7 @@ from torchkeep.formats.values import decode
 from torchkeep.selectors import Selector, as_selector
 from torchkeep.storage.local import LOCAL
 from torchkeep.tensors.checkpoints import Checkpoint
+from torchkeep.tensors.pausing import without_collections
 from torchkeep.tensors.pickled import PickledReader
 from torchkeep.tensors.plain import PLAIN_READERS
 from torchkeep.tensors.reading import read_tensors

@@ -10,11 +10,11 @@ from torch import nn
 
 from torchkeep.errors import RecipeError
 from torchkeep.files.collecting import collect
-from torchkeep.files.pausing import without_collections
 from torchkeep.files.writing import lay_out, write_layout
 from torchkeep.recipes import recipe
 from torchkeep.rows.text import size_text
 from torchkeep.storage.local import LOCAL
+from torchkeep.tensors.pausing import without_collections
 
 if TYPE_CHECKING:
     from torchkeep.storage.base import Storage

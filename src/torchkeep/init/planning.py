@@ -23,6 +23,7 @@ from torchkeep.tables.claims import Claims, Rules, complaints, folded_names, rai
 from torchkeep.tables.modules import unwrap
 from torchkeep.tables.survey import Survey, survey
 from torchkeep.tensors.dtypes import dtype_name
+from torchkeep.tensors.pausing import without_collections
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
@@ -92,6 +93,7 @@ class Decision:
         )
 
 
+@without_collections()
 def decide(net: nn.Module, rules: Rules[Initializer], seed: int) -> Decision:
     """Work out what every tensor of ``net`` is filled with.
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchkeep import __version__
-from torchkeep.files.pausing import without_collections
 from torchkeep.formats.paths import ROOT, Path
 from torchkeep.formats.values import unsavable
+from torchkeep.tensors.pausing import without_collections
 from torchkeep.training.blueprints import blueprint_of
 from torchkeep.training.naming import MODEL, listed
 from torchkeep.training.optimizing import OptimizerKeeper

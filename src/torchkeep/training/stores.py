@@ -11,10 +11,10 @@ from torchkeep.archive import Archive, Retention, VerifyReport, Writer, verify
 from torchkeep.archive.manifest import encode_metrics
 from torchkeep.archive.preparing import is_made
 from torchkeep.errors import MissingCheckpointError, TorchkeepWarning
-from torchkeep.files.pausing import without_collections
 from torchkeep.formats.values import decode
 from torchkeep.storage.local_folders import LOCAL_FOLDERS
 from torchkeep.tensors.checkpoints import Checkpoint
+from torchkeep.tensors.pausing import without_collections
 from torchkeep.training.capturing import capture
 from torchkeep.training.flights import Flights
 from torchkeep.training.gates import watch_steps
