@@ -161,6 +161,20 @@ def test_memory_moving_under_a_plain_tensor_is_seen():
     assert "model.weight" in capture(state).stepped
 
 
+def test_lazily_conjugated_tensors_are_resolved_at_every_save():
+    """Their memory holds other values than they do, so what is kept is a copy, and never an old one."""
+    net = nn.Module()
+    net.weight = nn.Parameter(torch.ones(2, dtype=torch.complex64).conj())
+    state = tk.TrainingState(model=net)
+    for number in range(1, 4):
+        with torch.no_grad():
+            net.weight.fill_(complex(0, number))
+        assert net.weight.is_conj()
+        kept = capture(state).tensors["model.weight"]
+        assert not kept.is_conj()
+        assert kept.tolist() == [complex(0, number)] * 2
+
+
 def test_optimizer_state_that_comes_to_be_shared_is_seen():
     """Two parameters may be given one step count, or tensors of their own again, between saves."""
     net = nn.Linear(2, 2)
@@ -200,6 +214,15 @@ def test_only_what_steps_change_is_copied_late():
     assert len(others) == 4 * 3
     assert found.stepped <= found.tensors.keys()
     assert found.optimizers == (optimizer,)
+
+
+def test_a_weight_that_forward_rescales_is_no_steps_alone():
+    """An embedding with a largest norm changes its weight when it is called, while a save may be copying it."""
+    net = nn.Sequential(nn.Embedding(4, 2, max_norm=1.0), nn.EmbeddingBag(4, 2), nn.Linear(2, 2))
+    state = tk.TrainingState(model=net, optimizer=torch.optim.SGD(net.parameters(), 0.1))
+    assert capture(state).stepped == {"model.1.weight", "model.2.weight", "model.2.bias"}
+    net[1].max_norm, net[0].max_norm = 1.0, None
+    assert capture(state).stepped == {"model.0.weight", "model.2.weight", "model.2.bias"}
 
 
 def test_a_flat_buffer_of_parameters_steps_as_a_whole():

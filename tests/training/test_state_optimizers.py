@@ -116,21 +116,39 @@ def test_groups_are_found_by_name():
     assert other.param_groups[0]["param_names"] == ["a.bias", "b.bias"]
 
 
+def test_a_groups_name_counts_for_more_than_its_parameters():
+    """Parameters that moved to the other group get its hyperparameters, and keep their own state."""
+    store = Store()
+    net = named(a=nn.Linear(3, 3), b=nn.Linear(3, 3))
+
+    def made(slow, fast, rates):
+        groups = [{"params": slow.parameters(), "name": "slow"}, {"params": fast.parameters(), "name": "fast"}]
+        return torch.optim.Adam([group | {"lr": rate} for group, rate in zip(groups, rates, strict=True)])
+
+    saved = trained(net, made(net.a, net.b, (0.1, 0.9)))
+    store.save(state_of(net, saved))
+    other = made(net.b, net.a, (5.0, 6.0))
+    assert store.restore(state_of(net, other)) == ()
+    assert [group["lr"] for group in other.param_groups] == [0.1, 0.9]
+    assert equal(moments(net, other), moments(net, saved))
+
+
 def test_groups_without_names_are_found_by_their_parameters():
     """The group that has most of a group's parameters is it; what is left over keeps its own, and that is said."""
     store = Store()
     net = named(a=nn.Linear(3, 3), b=nn.Linear(3, 3), c=nn.Linear(3, 3))
     several = [*net.b.parameters(), *net.c.parameters()]
-    groups = [{"params": net.a.parameters(), "lr": 0.1}, {"params": several, "lr": 0.2}]
+    groups = [{"params": net.a.parameters(), "lr": 0.1}, {"params": several, "lr": 0.2, "name": "old"}]
     store.save(state_of(net, torch.optim.SGD(groups)))
     groups = [
-        {"params": several[:3], "lr": 1.0},
+        {"params": several[:3], "lr": 1.0, "name": "new"},
         {"params": several[3:], "lr": 2.0},
         {"params": net.a.parameters(), "lr": 3.0},
     ]
     other = torch.optim.SGD(groups)
     left = store.restore(state_of(net, other))
     assert [group["lr"] for group in other.param_groups] == [0.2, 2.0, 0.1]
+    assert [group.get("name") for group in other.param_groups] == ["new", None, None]
     assert left == (
         "optimizer: group 1 keeps its own hyperparameters: no group of the checkpoint has its parameters",
     )

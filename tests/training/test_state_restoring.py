@@ -150,6 +150,16 @@ def test_what_others_refuse_is_told_with_what_was_replaced():
     assert torch.equal(state.model[0].weight, net[0].weight)
 
 
+def test_a_part_that_was_none_is_not_handed_over():
+    """There is nothing to load then, which is known before anything changes."""
+    store = Store()
+    store.save(tk.TrainingState(picky=None))
+    with pytest.raises(
+        LoadError, match="picky: the checkpoint has None there; set the part to None, restore, and"
+    ):
+        store.restore(tk.TrainingState(picky=Picky(3)))
+
+
 def test_others_code_does_not_run_when_something_does_not_fit():
     """All that can be seen is looked at before."""
     store = Store()

@@ -35,6 +35,7 @@ class Content:
         aliases: owner by alias, within the part.
         order: all names, aliases included.
         further: other tensors over the memory of one of the names.
+        restless: parameters that a forward changes, whatever optimizer has them.
         facts: what a module knew, in JSON's own types.
         left_out: non-persistent buffers.
         fresh: whether nothing else can share the tensors' memory.
@@ -50,6 +51,7 @@ class Content:
     aliases: Mapping[str, str] = field(default_factory=dict)
     order: Sequence[str] = ()
     further: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    restless: Sequence[Tensor] = ()
     facts: Any = None
     left_out: tuple[str, ...] = ()
     fresh: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torchkeep.formats.document import ModuleFacts
     from torchkeep.tables.survey import Survey
     from torchkeep.training.naming import Names
+
+
+_RENORMALIZING: Final = (nn.Embedding, nn.EmbeddingBag)
+"""With ``max_norm``, their forward changes the weight."""
 
 
 class Keeper(ABC):
@@ -46,6 +50,7 @@ class ModuleKeeper(Keeper):
         super().__init__(part, obj)
         self._source: ModuleSource | None = None
         self._seen: Survey | None = None
+        self._embeddings: list[nn.Embedding | nn.EmbeddingBag] = []
 
     def survey(self) -> Survey:
         """Survey the module, if it has changed since."""
@@ -56,12 +61,17 @@ class ModuleKeeper(Keeper):
 
     def content(self, names: Names) -> Content:
         """Take the module apart."""
-        found = names.surveys[self.part]
+        content = self._taken(names.surveys[self.part])
+        content.restless = [one.weight for one in self._embeddings if one.max_norm is not None]
+        return content
+
+    def _taken(self, found: Survey) -> Content:
         if found is not self._seen:
             gatherer = Gatherer(self.part)
             self._collected = gatherer.module(found)
             self._problems = gatherer.encoder.problems
             self._content = self._composed(found, self._collected)
+            self._embeddings = [one for one in found.modules.values() if isinstance(one, _RENORMALIZING)]
             self._seen = found if self._is_steady(found) else None
             return self._content
         if not _has_extra(self._collected):

@@ -47,7 +47,7 @@ class Merger:
         if not self._remembering:
             return _shared(contents)
         layout = [
-            (part, one.names, _layout(one), [id(parameter) for parameter in one.parameters])
+            (part, one.names, _layout(one), list(map(id, one.parameters)), list(map(id, one.restless)))
             for part, one in contents.items()
         ]
         if layout != self._layout:
@@ -96,6 +96,7 @@ def _ties(suspected: Mapping[str, Tensor]) -> dict[str, str]:
 def _stepped(contents: Sequence[Content], suspected: Mapping[str, Tensor]) -> frozenset[str]:
     """Return what only optimizers' steps change: parameters in groups, and state, that share with nothing else."""
     parameters = {id(one) for content in contents for one in content.parameters}
+    parameters -= {id(one) for content in contents for one in content.restless}
     found: set[str] = set()
     for content in contents:
         found.update(content.names[: content.stepped])

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from torchkeep.formats.values import Node
     from torchkeep.training.naming import Names
 
-PARAMS: Final = ("params", "param_names")
-"""What a group says of which parameters it has: nothing that could be restored."""
 _PLAIN: Final = frozenset({torch.Tensor, nn.Parameter})
 _HOOKS: Final = (
     "_optimizer_state_dict_pre_hooks",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.keepable import why_not_filled
 from torchkeep.training.naming import listed, paths_of
-from torchkeep.training.optimizing import PARAMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
     from torchkeep.training.naming import Names
     from torchkeep.training.optimizing import Named, OptimizerKeeper
     from torchkeep.training.planning import Plan
+
+_OWN: Final = ("params", "param_names", "name")
+"""What a group says of itself and its parameters; all else are hyperparameters."""
 
 
 class _Kept(NamedTuple):
@@ -184,9 +186,9 @@ class _Regrouping:
             beside = live if live is not None else group[0] if group and name not in self._kept.on_cpu else None
             return self._plan.make(name, "cpu" if beside is None else beside.device, within=self._part)
 
-        kept = {key: node for key, node in self._kept.groups[other].items() if key not in PARAMS}
+        kept = {key: node for key, node in self._kept.groups[other].items() if key not in _OWN}
         found: dict[str, Any] = self._plan.decode({"dict": kept}, tensor)
-        own = [key for key in self._optimizer.param_groups[index] if key not in found and key not in PARAMS]
+        own = [key for key in self._optimizer.param_groups[index] if key not in found and key not in _OWN]
         if own:
             self._plan.left.append(
                 f"{self._part}: group {index} keeps its own {listed(own)}: the checkpoint has none"

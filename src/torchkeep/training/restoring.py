@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torchkeep.errors import LoadError
 from torchkeep.files.checkpointed import CheckpointSource
 from torchkeep.files.matching import Options, match
-from torchkeep.files.pausing import without_collections
+from torchkeep.tensors.pausing import without_collections
 from torchkeep.training.contents import has_state
 from torchkeep.training.keepers import (
     GeneratorKeeper,
@@ -218,6 +218,10 @@ class _Restoring:
         if accelerator() is not None:  # what it holds tells which device each tensor is wanted on
             held = keeper.content(self._names)
             self._plan.live.update(zip(held.names, held.tensors, strict=True))
+        if node is None:
+            told = "the checkpoint has None there; set the part to None, restore, and set it again to begin anew"
+            self._plan.problems.append(f"{part}: {told}")
+            return
         value = self._plan.renew(part, node)
         self._plan.hand_over.append((part, lambda: keeper.obj.load_state_dict(value)))
 
