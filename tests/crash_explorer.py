@@ -71,6 +71,7 @@ class Life:
         self.name = name
         self._kind, self._sessions = kind, 0
         self._fault = None
+        self._struck = False
         self._dead = False
         self.allowed = expected.allowed if expected else frozenset({None})
         self.kept = expected.kept if expected else frozenset()
@@ -82,9 +83,10 @@ class Life:
         self.calls.append((call, path))
         if self._fault is None:
             return
-        at, error = self._fault
-        if len(self.calls) - 1 == at:
-            self._fault = None
+        at, error, until = self._fault
+        if len(self.calls) - 1 >= at:
+            self._fault = (at, error, until) if len(self.calls) < until else None
+            self._struck = True
             if error is KilledError:
                 self._dead = True
                 raise KilledError
@@ -94,14 +96,15 @@ class Life:
     def _promise(self):
         self.expected.append(Expected(len(self.storage.journal), self.allowed, self.kept))
 
-    def fail(self, after, error=KilledError):
-        """Let the process die, or a call fail, ``after`` more calls."""
-        self._fault = (len(self.calls) + after, error)
+    def fail(self, after, error=KilledError, times=1):
+        """Let the process die, or some calls fail, ``after`` more calls."""
+        at = len(self.calls) + after
+        self._fault, self._struck = (at, error, at + times), False
 
     def unused_fault(self):
-        """Tell whether a fault is still to come, and forget it."""
-        unused, self._fault = self._fault is not None, None
-        return unused
+        """Tell whether a fault has not come yet, and forget it."""
+        self._fault = None
+        return not self._struck
 
     @property
     def is_dead(self):

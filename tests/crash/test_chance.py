@@ -36,7 +36,8 @@ class Chance:
         for _ in range(acts):
             act, fate = self._rng.choice(choices), self._rng.random()
             if fate < 0.3:
-                self.life.fail(self._rng.randrange(25), self._rng.choice([errno.EIO, errno.ENOSPC]))
+                error = self._rng.choice([errno.EIO, errno.ENOSPC])
+                self.life.fail(self._rng.randrange(25), error, self._rng.choice([1, 1, 2, 3, 5]))
             elif fate < 0.6:
                 self.life.fail(self._rng.randrange(25))
             quietly(act)
