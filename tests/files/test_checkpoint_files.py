@@ -215,21 +215,25 @@ def test_what_can_not_be_opened_is_reported(tmp_path):
     assert verify_source(LOCAL, root).status == "sound"
 
 
-def test_a_checkpoint_pruned_while_it_is_verified_is_no_damage(tmp_path, monkeypatch):
-    """Its packs go with it; what is left is sound."""
+@pytest.mark.parametrize("moment", ["manifest", "read_places"])
+def test_a_checkpoint_pruned_while_it_is_verified_is_no_damage(tmp_path, monkeypatch, moment):
+    """Its packs go with it, after its manifest was read or while tensors are; what is left is sound."""
     root = make_store(tmp_path / "store", {1: {"a": torch.ones(2)}, 2: {"a": torch.zeros(2)}})
-    read = Archive.read_places
+    step, pruned = getattr(Archive, moment), []
 
-    def vanishing(self, manifest, *rest):
-        if manifest.step == 1:
+    def vanishing(self, subject, *rest):
+        found = step(self, subject, *rest) if moment == "manifest" else None
+        if subject.step == 1 and not pruned:
+            pruned.append(subject)
             with Writer(LOCAL_FOLDERS, root) as writer:
                 writer.prune(Retention(last=1))
-        return read(self, manifest, *rest)
+        return found if moment == "manifest" else step(self, subject, *rest)
 
-    monkeypatch.setattr(Archive, "read_places", vanishing)
+    monkeypatch.setattr(Archive, moment, vanishing)
     report = verify_stored(store_location(root))
     assert (report.status, report.error) == ("sound", None)
     assert [one.step for one in report.store.checkpoints] == [2]
+    assert len(pruned) == 1
 
 
 def test_a_checkpoint_pruned_while_it_alone_is_verified_is_an_error(tmp_path, monkeypatch):

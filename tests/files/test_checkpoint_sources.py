@@ -138,6 +138,22 @@ def test_damage_names_what_was_replaced(store):
     assert changed - {"second.weight"} <= set(caught.value.replaced)
 
 
+def test_damage_in_a_large_tensor_names_it_although_it_was_read_in_place(tmp_path):
+    """A tensor that is read to where it belongs may hold damaged bytes then: it is among those replaced."""
+    saved, net = nn.Linear(3000, 1000, bias=False), nn.Linear(3000, 1000, bias=False)
+    root = make_store(tmp_path / "store", {1: saved})
+    located = locate(root)
+    (piece,) = located.manifest.tensors["weight"].pieces
+    path = Path(located.archive.pack_path(located.manifest.body.packs[piece.pack].id))
+    data = bytearray(path.read_bytes())
+    data[piece.stop - 1] ^= 1
+    path.write_bytes(data)
+    before = bits(net)
+    with pytest.raises(DamageError, match="'weight'") as caught:
+        tk.load_into(net, root)
+    assert caught.value.replaced == (() if bits(net) == before else ("weight",))
+
+
 def test_ties_that_the_checkpoint_does_not_know_are_compared_by_digest(tmp_path, monkeypatch):
     """Two tensors of a checkpoint for one of the model: equal ones load, others are told; no byte is read."""
     root = tmp_path / "store"

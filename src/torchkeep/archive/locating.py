@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torchkeep.archive.reading import Archive
 from torchkeep.errors import MissingCheckpointError, MissingFileError, StoreError
@@ -12,9 +12,6 @@ from torchkeep.storage.local_folders import LOCAL_FOLDERS
 
 if TYPE_CHECKING:
     from torchkeep.archive.manifest import Manifest
-
-_TRIES: Final = 10
-"""How often a checkpoint that is pruned between listing and reading is looked for again."""
 
 
 class Located(NamedTuple):
@@ -42,14 +39,7 @@ def locate(path: str | os.PathLike[str]) -> Located | None:
 def checkpoint_at(location: Location) -> Located:
     """Read the manifest of the checkpoint that is meant; raises what `locate` does."""
     archive = open_store(location)
-    for attempt in range(1, _TRIES + 1):
-        try:
-            return Located(archive, _meant(archive, location))
-        except MissingCheckpointError:
-            # Pruned since it was listed; what is the latest now, or the best, may be another.
-            if attempt == _TRIES or not archive.names() or isinstance(location.which, int):
-                raise
-    raise AssertionError("the last attempt returns or raises")
+    return Located(archive, _meant(archive, location))
 
 
 def _meant(archive: Archive, location: Location) -> Manifest:
