@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 import torchkeep as tk
+from checks.broken_carrying import FAULTS as CARRYING
 from checks.broken_state import FAULTS, InLambda
 from checks.planting import Planted, assert_caught, floats
 
 
-@pytest.mark.parametrize("planted", FAULTS, ids=str)
+@pytest.mark.parametrize("planted", [*FAULTS, *CARRYING], ids=str)
 def test_planted_fault_is_caught(planted: Planted):
     """The check that is responsible says what is wrong and where, and no other check fails with it."""
     assert_caught(planted)
