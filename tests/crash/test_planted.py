@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from msgspec import structs
 
+from archive_states import ROOT
 from crash_explorer import Explorer, Life, quietly
 from torchkeep.archive import Retention, Writer
 from torchkeep.archive.publishing import Publisher, Ready
@@ -125,6 +128,35 @@ def test_a_prune_that_forgets_what_the_last_good_checkpoint_needs_is_found():
     life = Life(Forgetful)
     saves_and_prunes(life)
     expect("damaged: .*is missing", life, Forgetful)
+
+
+def withdrawn(kind):
+    """Let a save fail when its manifest has its name, restore what was before, and go on."""
+    life = Life(kind)
+    life.open()
+    life.save(1, 1)
+    probe = Life(kind)
+    probe.open()
+    probe.save(1, 1)
+    begun = len(probe.calls)
+    probe.save(2, 2)
+    life.fail(probe.calls.index(("sync_directory", f"{ROOT}/checkpoints/"), begun) - begun, errno.EIO)
+    quietly(life.save, 2, 2)
+    assert not life.unused_fault()
+    assert life.restore().number == 1
+    return life
+
+
+def test_a_withdrawal_that_is_not_durable_is_found():
+    """A failed save whose manifest is gone must not come back after an earlier checkpoint was restored."""
+
+    @publishing
+    class Careless(Publisher):
+        def _withdraw(self, manifest):
+            self.storage.remove(manifest.final)
+
+    expect("lost: .* came back", withdrawn(Careless), Careless)
+    Explorer().explore(withdrawn(Writer))
 
 
 class _TrustingPublisher(Publisher):

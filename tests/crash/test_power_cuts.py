@@ -125,7 +125,7 @@ def deaths_while_pruning(life):
 
 
 def failures_while_saving(life):
-    """Each call of a save fails in turn, of a broken or a full disk; the same process saves and prunes on."""
+    """Each call of a save fails in turn, of a broken or a full disk; the process restores, saves and prunes on."""
     for error in (errno.EIO, errno.ENOSPC):
         for after in range(30):
             again = Life(name=life.name, image={"/runs": None})
@@ -135,6 +135,7 @@ def failures_while_saving(life):
             again.fail(after, error)
             quietly(again.save, 2, 2)
             if not again.unused_fault():
+                again.restore()
                 again.save(2, 3)
                 again.prune(Retention(last=1))
                 yield again, start
