@@ -18,6 +18,8 @@ from crash_explorer import STATES_PER_POINT, Explorer, Life, quietly
 from torchkeep.archive import Retention
 
 HOURS = float(os.environ.get("TORCHKEEP_CRASH_HOURS", "0.02"))
+FIRST = int(os.environ.get("TORCHKEEP_CRASH_SEED", "1000"))
+LANES = 2
 
 
 class Chance:
@@ -110,10 +112,11 @@ def test_lives_drawn_by_chance_keep_the_promise(seed):
 
 
 @pytest.mark.long
-def test_lives_drawn_by_chance_for_hours():
+@pytest.mark.parametrize("lane", range(LANES))
+def test_lives_drawn_by_chance_for_hours(lane):
     """The same for as many lives as there is time for."""
     until, states, lives = time.monotonic() + HOURS * 3600, 0, 0
-    for seed in count(1000):
+    for seed in count(FIRST + lane, LANES):
         states += explored(seed, min(STATES_PER_POINT, 40))
         lives += 1
         if time.monotonic() > until:
