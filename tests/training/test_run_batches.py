@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -75,6 +76,9 @@ PLAIN = {
         Items(), batch_sampler=BatchSampler(RandomSampler(range(SAMPLES)), 5, drop_last=False), **how
     ),
     "list of batches": lambda **how: DataLoader(Items(), batch_sampler=[[3, 1], [2], [0, 4]], **how),
+    "distributed": lambda **how: DataLoader(
+        Items(), 4, sampler=DistributedSampler(range(SAMPLES), num_replicas=2, rank=1), **how
+    ),
     "own place": lambda **how: DataLoader(Items(), 4, sampler=OwnPlace(), **how),
     "counts yielded": lambda **how: DataLoader(Items(), 4, sampler=CountsYielded(), **how),
 }

@@ -26,9 +26,10 @@ def make(folder, *, every=3, **how):
     torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002 - the global one
     net = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9)
+    state = tk.TrainingState(model=net, optimizer=optimizer, loader=how.pop("loader", None))
     storage = how.pop("storage", LocalFolders())
     store = tk.CheckpointStore(folder, storage=storage, retention=how.pop("retention", tk.Retention(last=None)))
-    return tk.Run(store, tk.TrainingState(model=net, optimizer=optimizer), every=every, **how)
+    return tk.Run(store, state, every=every, **how)
 
 
 def train(run, batch):
@@ -97,6 +98,7 @@ def test_what_is_no_time_to_save_is_refused(every, tmp_path):
 LOADERS = {
     "loader": loader,
     "own generator": lambda: loader(generator=torch.Generator().manual_seed(1)),
+    "in the state": lambda: loader(generator=torch.Generator().manual_seed(1)),
     "own place": lambda: DataLoader(Items(), 4, sampler=OwnPlace()),
     "counts yielded": lambda: DataLoader(Items(), 4, sampler=CountsYielded()),
     "stream": lambda: DataLoader(Stream(), 4),
@@ -113,8 +115,8 @@ def test_a_run_goes_on_as_if_nothing_had_been(kind, tmp_path):
     expected = go(undisturbed, LOADERS[kind](), 20)
     undisturbed.store.close()
     for stop in (1, 5, 9, 12, 13, 18, None):
-        run = make(tmp_path / "two", every=2)
         source, seen = LOADERS[kind](), []
+        run = make(tmp_path / "two", every=2, **({"loader": source} if kind == "in the state" else {}))
         batches = run.batches(source, steps=20)
         for batch in batches:
             seen.append((run.step, run.epoch, run.batch, train(run, batch).item()))
