@@ -43,7 +43,8 @@ def undisturbed(tmp_path_factory):
 def check(lines, code, err, undisturbed, expected=-signal.SIGKILL):
     """What was printed is what the undisturbed script printed, and the process ended as it should."""
     assert code == expected, err
-    assert "Traceback" not in err
+    if not code:  # workers whose parent is killed in the middle of a message to them may say so
+        assert err == ""
     assert lines.items() <= undisturbed.items()
 
 
