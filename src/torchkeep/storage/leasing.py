@@ -66,7 +66,7 @@ def _wait_for_leases(path: str, wait: float, until: float) -> None:
         if found.is_over(os.stat(path).st_mtime):  # noqa: PTH116 - as everywhere in storage, paths are text
             return
         if time.monotonic() >= until:
-            raise locked(path, found.owner, wait)
+            raise locked(path, found.owner, wait, found.advice)
         time.sleep(_POLL)
 
 
@@ -178,9 +178,7 @@ class Lease:
             if found.said.get("token") == self._token:
                 return
             if clock() >= until:
-                raise locked(
-                    path, f"{found.owner}, unless it has died: its lease expires after {LASTS:g} s,", wait
-                )
+                raise locked(path, found.owner, wait, found.advice)
             sleep(_POLL)
 
     def _create(self) -> bool:
@@ -217,6 +215,13 @@ class _Found(NamedTuple):
     @property
     def owner(self) -> str:
         return f"process {self.said.get('process', '?')} on host {self.said.get('host', '?')!r}"
+
+    @property
+    def advice(self) -> str:
+        """What to do where it can't be told whether its owner lives."""
+        if self._is_of_this_system():
+            return ""
+        return f"; if it has died without closing the store, try again {LASTS:g} s after that"
 
     def is_over(self, now: float) -> bool:
         """Tell whether it is the owner's no more, at a time of the file system's clock."""

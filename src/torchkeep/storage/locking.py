@@ -105,11 +105,11 @@ def _take(descriptor: int, path: str, wait: float) -> None:
             return
 
 
-def locked(path: str, holder: str, wait: float) -> StoreLockedError:
+def locked(path: str, holder: str, wait: float, advice: str = "") -> StoreLockedError:
     """Return the error for a lock that another holds."""
     return StoreLockedError(
         f"{path!r} is locked: {holder} writes to this store, and did not stop within {wait:g} s; "
-        "wait until it ends, end it, or use another store"
+        f"wait until it ends, end it, or use another store{advice}"
     )
 
 
