@@ -8,10 +8,12 @@ may be going through them; PyTorch does not allow that.
 from __future__ import annotations
 
 import os
+import sys
 from threading import Lock, local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 if TYPE_CHECKING:
@@ -84,11 +86,23 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
     _steps.running.add(optimizer)
     for gate in _closed:
         if id(optimizer) in gate.optimizers:
-            gate.wait()
+            _untraced(gate.wait)()
+
+
+def _untraced(function: Callable[[], None]) -> Callable[[], None]:
+    """Keep torch.compile, where it is in use, out of what is called: it takes counts of changes as fixed."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    return cast("Callable[[], None]", torch.compiler.disable(function))  # type: ignore[no-untyped-call] # it has no hints
 
 
 def _after_step(optimizer: Optimizer, *_: Any) -> None:
     _steps.running.discard(optimizer)
+
+
+# What torch.compiler.disable sets; to call it would import all of torch.compile. Compiled steps then call these
+# instead of keeping what they did when the step was traced.
+vars(_before_step)["_torchdynamo_disable"] = vars(_after_step)["_torchdynamo_disable"] = True
 
 
 def _forget() -> None:

@@ -31,6 +31,9 @@ _MANY: Final = 256
 _QUICK: Final = 64 * 1024
 """Copies of fewer bytes don't give up the interpreter's lock: getting it back may take longer than they do."""
 _POLL: Final = 0.05
+_SAMPLE: Final = 4096
+_EVERY: Final = 64 * 1024
+"""Of so many bytes, the first `_SAMPLE` are compared with the copy."""
 _SHOWN: Final = 5
 
 _move_quickly = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
@@ -114,7 +117,7 @@ class Snapshot:
         self._helping: set[int] = set()
         self._saver = 0
         self._lock = Lock()
-        self._sound = self._sealed = False
+        self._sound = self._sealed = self._passed = False
         if not self._first:
             self._first_copied.set()
         for device in {tensor.device for tensor in tensors.values()} - {torch.device("cpu")}:
@@ -178,6 +181,7 @@ class Snapshot:
             raise self.error
         self._copied.set()
         self._check()
+        self._compare_samples()
 
     def let_pass(self) -> None:
         """Return when a step may begin; help until then. After a failure it may begin at once."""
@@ -197,6 +201,7 @@ class Snapshot:
                 self._check(stepping=True)
             except StoreError as error:
                 self.fail(error)
+        self._passed = True
 
     def _copy(self, indices: Iterator[int], before: Callable[[], None] | None = None) -> None:
         while self.error is None:
@@ -244,13 +249,26 @@ class Snapshot:
             if not self._sound and not self._sealed:
                 changed = self._changed()
                 if changed:
-                    raise StoreError(
-                        f"{some_of(changed)} changed outside of an optimizer's step while the save copied "
-                        f"{'them' if len(changed) > 1 else 'it'} in the background, so the copy can't be trusted, "
-                        "and is not saved; save with overlap=False where other code writes to what they train"
-                    )
+                    raise _torn(changed)
                 self._sound = stepping
             self._sealed = self._sealed or sealing
+
+    def _compare_samples(self) -> None:
+        """Compare samples of copies and tensors: PyTorch does not count what is written through ``.data``.
+
+        Raises:
+            StoreError: one differs, and no step has begun.
+        """
+        for name in self._counts:
+            tensor, place = self._tensors[name], self._places[name]
+            source = plain_address(tensor)
+            for start in range(0, 0 if source is None else tensor.nbytes, _EVERY):
+                size = min(_SAMPLE, tensor.nbytes - start)
+                differs = ctypes.string_at(place + start, size) != ctypes.string_at((source or 0) + start, size)
+                if self._passed:  # looked at last: what a step changes, it changes after that is set
+                    return
+                if differs:
+                    raise _torn([name])
 
     def seal(self) -> None:
         """Look for the last time, just before the checkpoint can be seen.
@@ -266,6 +284,14 @@ class Snapshot:
     def tensor_bytes(self) -> dict[str, TensorBytes]:
         """Return the copies as a commit takes them."""
         return {name: _bytes_of(tensor, self._places[name]) for name, tensor in self._tensors.items()}
+
+
+def _torn(changed: Sequence[str]) -> StoreError:
+    return StoreError(
+        f"{some_of(changed)} changed outside of an optimizer's step while the save copied "
+        f"{'them' if len(changed) > 1 else 'it'} in the background, so that copy is not trusted, and not kept; "
+        "save with overlap=False where other code writes to what optimizers train"
+    )
 
 
 def _count(tensor: Tensor) -> int | None:
