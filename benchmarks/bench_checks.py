@@ -110,7 +110,7 @@ def main() -> None:
         check_share(int(sys.argv[-1]))
         return
     lines, slowest = [], []
-    tk.check(lambda: nn.Linear(2, 2), torch.randn(2, 2))  # the first imports parts of torch.compile, for a second or so
+    tk.check(lambda: nn.Linear(2, 2), torch.randn(2, 2))  # the first imports parts of torch.compile, for a second
     for name, (make, inputs, rounds, promise) in cases().items():
         count = tk.params(make()).numel
         step = step_seconds(make, inputs)
