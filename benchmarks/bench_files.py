@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from machine import GIB, Flat, at_limit, drop, nothing, read_at_limit, sync, timed, warm
+from machine import GIB, Flat, at_limit, drop, nothing, peak_memory, read_at_limit, sync, timed, warm
 from safetensors.torch import load_file, save_file
 
 import torchkeep as tk
@@ -73,15 +73,18 @@ def compare(title, folder, net, rounds, *, limits):
         "warm   safetensors": (lambda: warm(theirs), their_load),
         "warm   torch.load": (lambda: warm(pickled), torch_load),
     }
+    ours_alone = {"save": lambda: tk.save(net, ours), "load_into": our_load}
     if not limits:
         cases = {name: case for name, case in cases.items() if "limit" not in name and "memcpy" not in name}
     found = timed(cases, rounds)
+    memory = [f"{name} {peak_memory(run) / 2**20:.0f} MiB" for name, run in ours_alone.items()]
     print(f"\n{title}, {len(state):,} tensors, {size / GIB:.3f} GiB, median of {rounds} rounds")
     print(f"{'':26}{'seconds':>10}{'GiB/s':>8}{'torchkeep is':>16}")
     for name, seconds in found.items():
         mine = found[f"{name[:4]}   torchkeep{', dict' if name.endswith('dict') else ''}"]
         ratio = "" if "torchkeep" in name else f"{seconds / mine:>13.2f}x"
         print(f"{name:26}{seconds:>10.3f}{size / GIB / seconds:>8.2f}{ratio:>16}")
+    print(f"peak extra memory: {', '.join(memory)}")
 
 
 GROWTH = ((16, GIB // 4), (16, GIB), (16, 4 * GIB), (1_000, 256_000), (10_000, 2_560_000), (100_000, 25_600_000))

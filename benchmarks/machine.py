@@ -6,8 +6,9 @@ import gc
 import mmap
 import os
 from itertools import count
+from pathlib import Path
 from statistics import median
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from time import perf_counter
 
 import torch
@@ -93,6 +94,26 @@ def timed(cases, rounds):
             if turn:  # the first round warms up
                 times[title].append(perf_counter() - start)
     return {title: median(found) for title, found in times.items()}
+
+
+def peak_memory(run):
+    """Run it and return by how many bytes this process grew at most meanwhile."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * mmap.PAGESIZE
+
+    def watch():
+        while not done.wait(0.002):
+            seen.append(resident())
+
+    gc.collect()
+    done, seen = Event(), [resident()]
+    thread = Thread(target=watch)
+    thread.start()
+    run()
+    done.set()
+    thread.join()
+    return max(seen) - seen[0]
 
 
 def nothing():

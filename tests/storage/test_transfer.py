@@ -183,11 +183,12 @@ def test_a_place_is_begun_before_its_first_byte_changes_and_only_if_there_is_one
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a tmpfs")  # noqa: S108
-def test_a_file_system_without_direct_io_is_written_and_read():
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_file_system_without_direct_io_is_written_and_read(in_place):
     """A real tmpfs, which may refuse direct I/O, takes and gives the same bytes."""
     path = Path("/dev/shm") / f"torchkeep-{os.getpid()}"  # noqa: S108
     try:
-        sent, received = moved(path, [5_000_001, 6_000_000], 4096)
+        sent, received = moved(path, [5_000_001, 6_000_000], 4096, in_place=in_place)
     finally:
         path.unlink()
     assert received == sent
