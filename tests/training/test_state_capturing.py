@@ -254,6 +254,25 @@ def test_tensors_are_kept_once_across_parts():
     assert restored.average.shadow["0.bias"].data_ptr() != other[0].bias.data_ptr()
 
 
+def test_a_modules_names_are_the_owners():
+    """Whatever order the parts come in, what else lies on a parameter is its alias."""
+    net = nn.Linear(2, 2)
+    found = capture(tk.TrainingState(average={"w": net.weight.detach()}, net=net))
+    assert found.aliases == {"average.w": "net.weight"}
+
+
+def test_two_parameters_on_one_memory_step_only_together():
+    """Where only one of them is in an optimizer, the other may be written at any time."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].weight = nn.Parameter(net[0].weight.detach())
+    state = tk.TrainingState(model=net, optimizer=torch.optim.SGD([net[0].weight, net[0].bias], 0.1))
+    found = capture(state)
+    assert found.aliases == {"model.1.weight": "model.0.weight"}
+    assert found.stepped == {"model.0.bias"}
+    state.optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    assert capture(state).stepped == {"model.0.weight", "model.0.bias", "model.1.bias"}
+
+
 def test_everything_that_needs_pickle_is_told_at_once():
     """Each with its path and type, before anything is written."""
     net = mlp()
@@ -311,6 +330,8 @@ def test_parts_are_attributes():
     state.best = 0.5
     assert state.best == 0.5
     assert capture(state).tree["value"]["dict"]["best"] == 0.5
+    state.best = nn.Linear(1, 1)
+    assert "best.weight" in capture(state).tensors
     with pytest.raises(AttributeError, match=r"has no part 'bset', so it would not be saved; give it when"):
         state.bset = 1
     with pytest.raises(AttributeError, match="has no part 'optimizer'; it has model, best"):

@@ -373,6 +373,14 @@ def test_an_optimizer_that_writes_its_state_itself_is_left_to_it():
     assert torch.equal(one.state[key]["momentum_buffer"], other.state[key]["momentum_buffer"])
 
 
+def test_an_optimizer_whose_state_dict_is_hooked_is_left_to_it():
+    """A hook may add what the state alone does not hold."""
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    optimizer.register_state_dict_post_hook(lambda _, state: state | {"hooked": 5})
+    assert capture(state_of(net, optimizer)).tree["value"]["dict"]["optimizer"]["dict"]["hooked"] == 5
+
+
 def test_state_under_no_parameter_is_kept():
     """Some optimizers keep numbers for all parameters together, under a text."""
     store = Store()
@@ -432,3 +440,20 @@ def test_state_that_was_on_the_cpu_beside_a_parameter_elsewhere_is_there_again()
     (held,) = other.state.values()
     assert held["count"].item() == 3.0
     assert other.param_groups[0]["lr"].item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_step_counts_of_a_model_that_moved_are_where_torch_wants_them(capturable):
+    """On the CPU, unless the group is capturable: then beside the parameter (here on a device without memory)."""
+    store = Store()
+
+    def made(device):
+        return torch.optim.Adam([nn.Parameter(torch.zeros(2, device=device))], capturable=capturable)
+
+    one, other = made("cpu"), made("meta")
+    one.state[one.param_groups[0]["params"][0]] = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}
+    store.save(tk.TrainingState(optimizer=one))
+    assert store.restore(tk.TrainingState(optimizer=other)) == ()
+    (held,) = other.state.values()
+    assert held["step"].device.type == ("meta" if capturable else "cpu")
+    assert held["exp_avg"].device.type == "meta"

@@ -81,9 +81,9 @@ def test_a_tensor_of_another_shape_takes_the_live_ones_place_and_says_so():
 def test_values_that_share_memory_here_but_not_there_are_kept_apart():
     """One tensor can't have two values: the second gets memory of its own, as it had when it was saved."""
     store, net = Store(), nn.Linear(2, 2)
-    store.save(tk.TrainingState(model=net, average={"w": torch.full((2, 2), 5.0)}))
+    store.save(tk.TrainingState(net=net, average={"w": torch.full((2, 2), 5.0)}))
     other = nn.Linear(2, 2)
-    state = tk.TrainingState(model=other, average={"w": other.weight.detach()})
+    state = tk.TrainingState(average={"w": other.weight.detach()}, net=other)
     store.restore(state)
     assert torch.equal(other.weight, net.weight)
     assert state.average["w"].tolist() == [[5.0, 5.0], [5.0, 5.0]]
