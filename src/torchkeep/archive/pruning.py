@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from torchkeep.archive.verifying import verify
-from torchkeep.errors import DamageError
+from torchkeep.errors import DamageError, FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ def doomed(
     """Return what neither ``retention`` keeps nor is ``precious``, and the packs that nothing else needs.
 
     Raises:
-        DamageError: a manifest can't be read, so what it needs is not known.
+        FormatError: a manifest can't be read, so what it needs is not known.
         StorageError: the operating system refused.
     """
     try:
@@ -45,10 +45,9 @@ def doomed(
         kept = retention.kept(summaries) | precious
         names = archive.names()
         needed = {pack for name in names if name.sequence in kept for pack in packs_of(name)}
-    except DamageError as error:
-        error.args = (
-            f"nothing was pruned in {archive.root!r}: {error}, or remove it, and its checkpoint with it",
-        )
+    except FormatError as error:
+        remedy = ", or remove it, and its checkpoint with it" if isinstance(error, DamageError) else ""
+        error.args = (f"nothing was pruned in {archive.root!r}: {error}{remedy}",)
         raise
     packs = [
         file

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torchkeep.tables.statistics import Statistics
 
 _SCHEMA = 1
+_WIDEST_INT = 64
+"""Bits of an integer that readers of JSON can be expected to take; Python itself spells 4,300 digits at most."""
 
 
 def rows_document(
@@ -171,12 +173,17 @@ def prune_document(
 
 def _plain(value: Any) -> Any:
     """Return a metric as JSON has it; what JSON has no form for is spelled as Python does."""
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | str):
         return value
+    if isinstance(value, int):
+        return value if value.bit_length() <= _WIDEST_INT else hex(value)
     if isinstance(value, float):
         return value if isfinite(value) else str(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(item) for key, item in value.items()}
-    return repr(value)
+    try:
+        return repr(value)
+    except ValueError:  # it holds such a number
+        return f"a {type(value).__name__}"

@@ -129,5 +129,8 @@ def _line(
 
 
 def _value_text(value: object) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    try:
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    except ValueError:  # Python spells no number of more than 4,300 digits
+        text = "a number of very many digits"
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."

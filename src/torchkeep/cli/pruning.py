@@ -9,7 +9,6 @@ from torchkeep.archive.locating import whole_store
 from torchkeep.archive.pruning import foresee
 from torchkeep.archive.writing import LOCK_WAIT
 from torchkeep.cli.logbook import count_text, look
-from torchkeep.errors import DamageError
 from torchkeep.storage.local_folders import LOCAL_FOLDERS
 
 if TYPE_CHECKING:
@@ -47,26 +46,22 @@ def prune(
 
     Raises:
         StoreError: the folder is no store, or another process writes to it.
-        DamageError: a checkpoint can't be read; nothing was removed.
+        FormatError: a checkpoint can't be read; nothing was removed.
         StorageError: the operating system refused.
     """
     archive = whole_store(store)
     rule = best if best is not None else look(archive).rule
     retention = Retention(last=last or 1, every=every, best=rule)
-    try:
-        if dry_run:
-            found = foresee(archive, retention)
-            removed, packs = found.removed, len(found.packs)
-            nbytes = sum(_sizes(archive, found.packs))
-        else:
-            with Writer(LOCAL_FOLDERS, store, wait=wait) as writer:
-                before = dict(zip(names := _packs(writer), _sizes(writer, names), strict=True))
-                report = writer.prune(retention)
-                removed, packs = report.removed, report.packs
-                nbytes = sum(before.values()) - sum(before[name] for name in _packs(writer))
-    except DamageError as error:
-        error.args = (f"{error}; nothing was removed, since what a damaged checkpoint needs is not known",)
-        raise
+    if dry_run:
+        found = foresee(archive, retention)
+        removed, packs = found.removed, len(found.packs)
+        nbytes = sum(_sizes(archive, found.packs))
+    else:
+        with Writer(LOCAL_FOLDERS, store, wait=wait) as writer:
+            before = dict(zip(names := _packs(writer), _sizes(writer, names), strict=True))
+            report = writer.prune(retention)
+            removed, packs = report.removed, report.packs
+            nbytes = sum(before.values()) - sum(before[name] for name in _packs(writer))
     kept = look(archive)
     gone = {summary.sequence for summary in removed}
     left = [one.name.step for one in kept.listed if one.name.sequence not in gone]
