@@ -340,8 +340,22 @@ def test_another_kind_of_optimizer_is_refused():
     store = Store()
     net = mlp()
     store.save(state_of(net))
-    with pytest.raises(LoadError, match="has the state of a Adam, and this is a SGD; make a Adam, or leave"):
+    with pytest.raises(
+        LoadError, match="has the state of Adam, and this is SGD; make that of the checkpoint, or leave"
+    ):
         store.restore(state_of(net, torch.optim.SGD(net.parameters(), 0.1)))
+
+
+def test_a_parameter_without_a_shape_is_told(tmp_path):
+    """Nothing can be put into an optimizer's state for a lazy layer before its first forward."""
+    net = nn.Sequential(nn.LazyLinear(3))
+    net(torch.ones(2, 4))
+    with tk.CheckpointStore(tmp_path / "run") as store:
+        store.save(1, state_of(net, trained(net, torch.optim.Adam(net.parameters()))), wait=True)
+        with pytest.raises(
+            LoadError, match=r"optimizer: its parameter '0\.weight' has no shape yet; run a forward"
+        ):
+            store.restore(state_of(nn.Sequential(nn.LazyLinear(3))))
 
 
 def test_an_optimizer_that_writes_its_state_itself_is_left_to_it():

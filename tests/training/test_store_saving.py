@@ -127,6 +127,16 @@ def test_retention_is_applied_after_each_save_and_the_best_can_be_had(tmp_path):
     assert tk.CheckpointStore(tmp_path / "run").restore(state, "latest") == 7
 
 
+def test_where_no_checkpoint_has_the_metric_that_is_told(tmp_path):
+    """There are checkpoints, so that it would be wrong to say that there is none."""
+    with tk.CheckpointStore(tmp_path / "run", retention=tk.Retention(best=("loss", "min"))) as store:
+        for metrics in (None, {"loss": float("nan")}):
+            store.save(1, {"x": 1}, metrics=metrics, wait=True)
+            assert store.best() is None
+            with pytest.raises(MissingCheckpointError, match=r"no checkpoint in .* has the metric"):
+                store.restore({"x": 0}, "best")
+
+
 def test_prune_removes_what_the_rule_of_this_store_does_not_keep(tmp_path):
     """A store opened later with another rule."""
     with tk.CheckpointStore(tmp_path / "run", retention=tk.Retention(last=None)) as store:

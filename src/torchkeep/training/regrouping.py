@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.keepable import why_not_filled
@@ -108,8 +109,8 @@ class _Regrouping:
         kind = type(self._optimizer).__qualname__
         if kind != self._kept.kind:
             self._problem(
-                f"the checkpoint has the state of a {self._kept.kind}, and this is a {kind}; make a "
-                f"{self._kept.kind}, or leave the optimizer out of the state to begin without"
+                f"the checkpoint has the state of {self._kept.kind}, and this is {kind}; make that of the "
+                f"checkpoint, or leave the optimizer out of the state to begin without"
             )
             return
         were = [[self._was.get(id(one)) for one in group] for group in self._named.groups]
@@ -139,6 +140,9 @@ class _Regrouping:
     def _fits(self, name: str, former: str, parameter: Tensor) -> bool:
         """Compare a parameter with what it was; nothing is known of one that was in no group."""
         was = self._kept.parameters.get(former)
+        if is_lazy(parameter):
+            self._problem(f"its parameter {name!r} has no shape yet; run a forward pass first")
+            return False
         if was is None:
             return True
         now = [dtype_name(parameter.dtype), list(parameter.shape)]

@@ -316,7 +316,7 @@ class CheckpointStore:
             warnings.warn(f"restored step {manifest.step} instead: {error}", TorchkeepWarning, stacklevel=2)
         if left:
             warnings.warn(
-                f"restored {manifest.path!r}, but it and the state differ: {'; '.join(left)}",
+                f"restored {manifest.path!r}; what is left over, or keeps what it had: {'; '.join(left)}",
                 TorchkeepWarning,
                 stacklevel=2,
             )
@@ -331,6 +331,11 @@ class CheckpointStore:
                     f"a checkpoint is called by its step, 'latest' or 'best', not {which!r}"
                 )
             manifest = archive.latest() if which == "latest" else archive.best(*self.retention.best or ())
+            if manifest is None and archive.names():
+                raise MissingCheckpointError(
+                    f"no checkpoint in {self.root!r} has the metric that says which is best; give it to save: "
+                    "store.save(step, state, metrics={...})"
+                )
             if manifest is None:
                 raise self._missing(which)
             load(manifest)
