@@ -177,13 +177,17 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, int):
         return value if value.bit_length() <= _WIDEST_INT else hex(value)
-    if isinstance(value, float):
-        return value if isfinite(value) else str(value)
+    if isinstance(value, float) and isfinite(value):
+        return value
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(item) for key, item in value.items()}
+    return _spelled(value)
+
+
+def _spelled(value: object) -> str:
     try:
         return repr(value)
-    except ValueError:  # it holds such a number
+    except ValueError:  # it holds a number of more digits than Python spells
         return f"a {type(value).__name__}"
