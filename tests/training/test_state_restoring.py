@@ -145,7 +145,8 @@ def test_what_others_refuse_is_told_with_what_was_replaced():
     with pytest.raises(LoadError) as caught:
         store.restore(state)
     assert str(caught.value).startswith("the part 'second' refused what the checkpoint of step 1")
-    assert "already replaced: everything but first, second, first; make the whole state anew" in str(caught.value)
+    assert "already replaced: model, first, epoch, batch, sampler; make the whole state anew" in str(caught.value)
+    assert caught.value.replaced == ("model", "first", "epoch", "batch", "sampler")
     assert isinstance(caught.value.__cause__, KeyError)
     assert torch.equal(state.model[0].weight, net[0].weight)
 

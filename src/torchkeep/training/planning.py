@@ -23,7 +23,7 @@ from torchkeep.tensors.sharing import suspects
 from torchkeep.training.naming import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Iterable
 
     from torch import Tensor
 
@@ -40,12 +40,14 @@ class Plan:
     Args:
         archive: the store.
         manifest: of the checkpoint.
-        contents: the live state's parts as they are now.
+        parts: names of the state's parts.
+        contents: of those that are filled in place, as they are now.
 
     Attributes:
         value: the tree of values.
         modules: prefixes of the modules in it.
         live: tensors of the state by name.
+        parts: names of the state's parts.
         problems: a sentence for each thing that does not fit.
         left: a sentence for each thing that is not restored, or that there is nothing for.
         assign: puts values where they belong; nothing of it runs others' code.
@@ -56,17 +58,20 @@ class Plan:
         FormatError: the manifest contradicts itself.
     """
 
-    def __init__(self, archive: Archive, manifest: Manifest, contents: Mapping[str, Content]) -> None:
+    def __init__(
+        self, archive: Archive, manifest: Manifest, parts: Iterable[str], contents: Iterable[Content]
+    ) -> None:
         self.archive, self.manifest = archive, manifest
         tree = decode_state(manifest.path, manifest.body.tree)
         self.value: Node = decode_json(tree.value)
         self.modules = tuple(tree.modules)
         self.live = {
             name: tensor
-            for one in contents.values()
+            for one in contents
             for name, tensor in zip(one.names, one.tensors, strict=True)
             if not one.fresh
         }
+        self.parts = tuple(parts)
         self.problems: list[str] = []
         self._reports: list[str] = []
         self._reported: set[str] = set()
@@ -228,20 +233,21 @@ class Plan:
         self._read()
         for assign in self.assign:
             assign()
-        others = dict.fromkeys(part for part, _ in self.hand_over)
-        done = [f"everything but {', '.join(others)}"] if others else []
-        for part, call in self.hand_over:
+        for position, (part, call) in enumerate(self.hand_over):
             try:
                 call()
             except Exception as cause:
-                error = LoadError(
-                    f"the part {part!r} refused what {self.text} has for it ({type(cause).__name__}: {cause}); "
-                    f"already replaced: {', '.join(done)}; make the whole state anew before you go on"
-                )
-                error.problems = (f"{part}: {cause}",)
-                error.replaced = tuple(done)
-                raise error from cause
-            done.append(part)
+                raise self._refused(position, part, cause) from cause
+
+    def _refused(self, position: int, part: str, cause: Exception) -> LoadError:
+        pending = {other for other, _ in self.hand_over[position:]}
+        replaced = tuple(other for other in self.parts if other not in pending)
+        error = LoadError(
+            f"the part {part!r} refused what {self.text} has for it ({type(cause).__name__}: {cause}); already "
+            f"replaced: {', '.join(replaced) or 'nothing'}; make the whole state anew before you go on"
+        )
+        error.problems, error.replaced = (f"{part}: {cause}",), replaced
+        return error
 
     def _read(self) -> None:
         begun: set[int] = set()

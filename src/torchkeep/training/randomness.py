@@ -52,6 +52,14 @@ def rng_problems(state: object) -> list[str]:
     found = state.get("random")
     if not (isinstance(found, list) and len(found) == len(random.getstate()) and found[0] == random.getstate()[0]):
         problems.append("this Python keeps its generator's state otherwise: use the version it is of")
+    numpy, kept = sys.modules.get("numpy"), state.get("numpy")
+    if numpy is not None and kept is not None:
+        here = numpy.random.get_state(legacy=False)
+        if not isinstance(kept, dict) or (kept.keys(), kept.get("bit_generator")) != (
+            here.keys(),
+            here["bit_generator"],
+        ):
+            problems.append(f"numpy's global generator is a {here['bit_generator']} here, and was another")
     return problems
 
 

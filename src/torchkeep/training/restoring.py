@@ -69,8 +69,8 @@ def restore_into(state: object, archive: Archive, manifest: Manifest) -> tuple[s
     keepers = keepers_of(state)
     names = names_of(state, keepers)
     # The others' code is not asked what they hold: a loader might start its workers for that.
-    contents = {part: keeper.content(names) for part, keeper in keepers.items() if isinstance(keeper, _OWN)}
-    plan = Plan(archive, manifest, contents)
+    contents = [keeper.content(names) for keeper in keepers.values() if isinstance(keeper, _OWN)]
+    plan = Plan(archive, manifest, keepers, contents)
     restoring = _Restoring(state, plan, names)
     if isinstance(state, TrainingState):
         restoring.parts(keepers)
@@ -78,9 +78,10 @@ def restore_into(state: object, archive: Archive, manifest: Manifest) -> tuple[s
         restoring.only_module(keepers[""])
     else:
         restoring.only_values(keepers[""].obj)
+    restoring.finish()
     plan.raise_for_problems()
     plan.carry_out()
-    return (*plan.left, *restoring.finish())
+    return tuple(plan.left)
 
 
 class _Restoring:
@@ -148,9 +149,11 @@ class _Restoring:
             plan.problems.append(f"what the checkpoint holds can't be put into a {kind}; give a dict or a list")
         plan.assign.append(lambda: put_back(obj, new))
 
-    def finish(self) -> tuple[str, ...]:
-        """Set the random generators, which others' code may have asked meanwhile."""
-        return () if self._rng is None else set_rng_state(self._rng)
+    def finish(self) -> None:
+        """Plan the random generators last: others' code may ask them meanwhile."""
+        state = self._rng
+        if state is not None:
+            self._plan.hand_over.append((RNG, lambda: self._plan.left.extend(set_rng_state(state))))
 
     def _nodes(self) -> dict[str, Node] | None:
         """Return the parts by name; None where the checkpoint holds no mapping of them."""
