@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
@@ -20,8 +21,9 @@ _INITIAL_SEED: Final = 8
 
 
 def rekey(*key: KeyPart) -> None:
-    """Start the global CPU generators of torch, of `random` and, when it is loaded, of NumPy under a key.
+    """Start the global generators of torch, of `random` and, when it is loaded, of NumPy under a key.
 
+    Of torch that is the CPU's and, in the main process, the current accelerator's, once that is in use.
     ``torch.initial_seed()`` becomes a number that depends on the key too, since dataset code seeds others with it.
     """
     state = keyed_generator(*key).get_state()
@@ -33,6 +35,18 @@ def rekey(*key: KeyPart) -> None:
     random.seed(number)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed([number >> shift & 0xFFFFFFFF for shift in range(0, 256, 32)])
+    if get_worker_info() is None and (device := _accelerator()):
+        device.manual_seed(int.from_bytes(derived[-7:], "little"))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put the global random states back at the end."""
+    before = _states()
+    try:
+        yield
+    finally:
+        _set_states(before)
 
 
 class Aside:
@@ -54,7 +68,6 @@ class Aside:
         self._outside = _states()
         if self._key is not None:
             rekey(*self._key)
-            _rekey_accelerator(*self._key)
             self._key = None
         elif self._inside is not None:
             _set_states(self._inside)
@@ -185,11 +198,6 @@ def _set_states(states: _States) -> None:
         sys.modules["numpy"].random.set_state(states.numpy)
     if states.accelerator is not None and (device := _accelerator()):
         device.set_rng_state(states.accelerator)
-
-
-def _rekey_accelerator(*key: KeyPart) -> None:
-    if device := _accelerator():
-        device.manual_seed(int.from_bytes(secret(*key, "accelerator")[:7], "little"))
 
 
 def _accelerator() -> Any:

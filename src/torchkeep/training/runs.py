@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from warnings import warn
-from weakref import WeakSet, ref
+from weakref import ref
 
 import torch
 from blake3 import blake3
 
 from torchkeep.errors import RunError, TorchkeepWarning
 from torchkeep.training.contents import has_state
+from torchkeep.training.feeds import Feed, OrderedFeed, check_source, feed_for
 from torchkeep.training.gradients import Accumulation
-from torchkeep.training.loaders import Feed, OrderedFeed, check_source, feed_for
+from torchkeep.training.loaders import closed_at_exit
 from torchkeep.training.progress import progress_line
 from torchkeep.training.randomness import rng_state, set_rng_state
 from torchkeep.training.saves import Saves
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch")
 
 _SCHEME: Final = "torchkeep run, scheme 1"
-_open_feeds: WeakSet[Any] = WeakSet()
 
 
 @dataclass
@@ -225,7 +223,7 @@ class Run:
                     )
                 loop = _Loop(feed, self._place, steps, exact)
                 line = progress_line(self._progress, self.step, steps)
-                with _closed_at_exit(feed), loop.watch, self._accumulation, line as show:
+                with closed_at_exit(feed), loop.watch, self._accumulation, line as show:
                     yield from self._steps(loop, show)
         finally:
             self._looping = False
@@ -368,22 +366,3 @@ class Run:
             f"torchkeep: {left.signal.name}: {what}; {how} (exit code {left.code})", file=sys.stderr, flush=True
         )
         raise left
-
-
-@contextmanager
-def _closed_at_exit(feed: Feed) -> Iterator[None]:
-    """Close a feed at the end, and no later than at the exit, where a loop may still hang on a traceback."""
-    if not _open_feeds:
-        atexit.unregister(_close_feeds)
-        atexit.register(_close_feeds)
-    _open_feeds.add(feed)
-    try:
-        yield
-    finally:
-        _open_feeds.discard(feed)
-        feed.close()
-
-
-def _close_feeds() -> None:
-    for feed in list(_open_feeds):
-        feed.close()
