@@ -13,6 +13,7 @@ import torch
 import torchkeep as tk
 from stored_runs import a_run, bits, bits_of, train
 from torchkeep.errors import TorchkeepWarning
+from torchkeep.storage.memory import MemoryStorage
 from torchkeep.training import staging
 from torchkeep.training.gates import closed_gates
 from torchkeep.training.staging import Staging, group_memory
@@ -20,10 +21,10 @@ from torchkeep.training.staging import Staging, group_memory
 GIB = 2**30
 
 
-def test_two_hundred_saves_use_the_same_memory(tmp_path):
+def test_two_hundred_saves_use_the_same_memory():
     """It is asked for once, does not grow, leaves no threads, gates or mappings, and goes at close."""
-    state = a_run(width=64)
-    with tk.CheckpointStore(tmp_path / "run") as store:
+    state, disk = a_run(width=64), MemoryStorage({"/runs": None})
+    with tk.CheckpointStore("/runs/run", storage=disk) as store:
         store.save(0, state).result()
         memory, threads = store._flights.staging, threading.active_count()
         size, maps = len(memory), _mappings()
@@ -37,7 +38,7 @@ def test_two_hundred_saves_use_the_same_memory(tmp_path):
         assert threading.active_count() <= threads
         assert closed_gates() == ()
         assert _mappings() <= maps + 8
-        assert len(list((tmp_path / "run" / "packs").iterdir())) <= 6
+        assert len(disk.names("/runs/run/packs")) <= 6
     assert len(memory) == 0
 
 
@@ -87,6 +88,9 @@ def test_memory_is_page_by_page_its_own():
     assert memory.room(5_000) == address
     assert not memory.lacks(10_000)
     assert address % 64 == 0
+    memory.room(5_000, pinned=True)  # as accelerators like it, if there is one
+    memory.room(5_000, pinned=True)
+    assert memory.allocations == 2
     memory.free()
     assert len(memory) == 0
     assert memory.lacks(2**60)

@@ -12,6 +12,7 @@ from torch import nn
 import torchkeep as tk
 from stored_runs import WAIT, Average, a_run, bits, bits_of, paused, train
 from torchkeep.errors import StoreError
+from torchkeep.storage.memory import MemoryStorage
 from torchkeep.training.capturing import capture
 from torchkeep.training.gates import closed_gates
 
@@ -75,10 +76,11 @@ def test_what_forward_and_other_code_change_is_copied_before_save_returns(tmp_pa
         assert bits_of(pending.result()) == want
 
 
-def test_a_loop_full_of_writes_never_tears_a_snapshot(tmp_path):
+def test_a_loop_full_of_writes_never_tears_a_snapshot():
     """Each step is saved while an average, a clamp after the step and the next step run: each comes back whole."""
     state, saved, wanted = a_run(width=64), [], []
-    with tk.CheckpointStore(tmp_path / "run", retention=tk.Retention(last=None)) as store:
+    disk = MemoryStorage({"/runs": None})
+    with tk.CheckpointStore("/runs/run", retention=tk.Retention(last=None), storage=disk) as store:
         store._flights.piece = 256
         for step in range(30):
             wanted.append(bits(state))

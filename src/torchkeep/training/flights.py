@@ -11,7 +11,7 @@ from torchkeep.errors import FormatError, StorageError, StoreError
 from torchkeep.tensors.checkpoints import Checkpoint
 from torchkeep.training.gates import Gate, close_gate, is_stepping, open_gate
 from torchkeep.training.pending import PendingSave
-from torchkeep.training.snapshots import PIECE, Snapshot, held, live_bytes, size_of
+from torchkeep.training.snapshots import PIECE, Snapshot, held, live_bytes, settle, size_of
 from torchkeep.training.staging import Staging
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class Flights:
         writer.check_step(step)
         pending = PendingSave(step, captured.left_out)
         tensors = held(captured.tensors)
+        settle(tensors.values())
 
         def commit(content: Mapping[str, TensorBytes], check: Callable[[], None] | None = None) -> Checkpoint:
             manifest = writer.commit(

@@ -11,7 +11,6 @@ import os
 import sys
 from threading import Lock, local
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakSet
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -36,10 +35,10 @@ class Gate:
 
 
 class _Steps(local):
-    """The optimizers that are stepping in this thread; after a step that raised, until the next one ends."""
+    """Ids of the optimizers that are stepping in this thread; after a step that raised, until the next ends."""
 
     def __init__(self) -> None:
-        self.running: WeakSet[Optimizer] = WeakSet()
+        self.running: set[int] = set()
 
 
 _steps = _Steps()
@@ -79,11 +78,11 @@ def closed_gates() -> tuple[Gate, ...]:
 
 def is_stepping(optimizers: Iterable[Optimizer]) -> bool:
     """Tell whether this thread is inside of a step of one of these: their tensors are about to change."""
-    return any(optimizer in _steps.running for optimizer in optimizers)
+    return any(id(optimizer) in _steps.running for optimizer in optimizers)
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
-    _steps.running.add(optimizer)
+    _steps.running.add(id(optimizer))
     for gate in _closed:
         if id(optimizer) in gate.optimizers:
             _untraced(gate.wait)()
@@ -97,7 +96,7 @@ def _untraced(function: Callable[[], None]) -> Callable[[], None]:
 
 
 def _after_step(optimizer: Optimizer, *_: Any) -> None:
-    _steps.running.discard(optimizer)
+    _steps.running.discard(id(optimizer))
 
 
 # What torch.compiler.disable sets; to call it would import all of torch.compile. Compiled steps then call these

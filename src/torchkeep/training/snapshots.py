@@ -64,6 +64,12 @@ def held(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def settle(tensors: Iterable[Tensor]) -> None:
+    """Wait until what was launched on accelerators, on any stream, is part of the tensors."""
+    for device in {tensor.device for tensor in tensors if not tensor.is_cpu}:
+        torch.accelerator.synchronize(device)
+
+
 def size_of(tensors: Iterable[Tensor]) -> int:
     """Return how much memory a snapshot of tensors takes."""
     return sum(-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in tensors)
@@ -88,7 +94,7 @@ class Snapshot:
     """A copy of tensors that is being made.
 
     Args:
-        tensors: by name, as `held` returns them.
+        tensors: by name, as `held` returns them, settled.
         stepped: names of those that only steps change; the others are copied first.
         address: memory of `size_of` bytes.
         piece: bytes that are copied at once.
@@ -120,10 +126,6 @@ class Snapshot:
         self._sound = self._sealed = self._passed = False
         if not self._first:
             self._first_copied.set()
-        for device in {tensor.device for tensor in tensors.values()} - {torch.device("cpu")}:
-            torch.accelerator.synchronize(
-                device
-            )  # what was launched on any stream before this moment is part of it
 
     def _cut(self, names: Sequence[str], piece: int) -> Iterator[list[_Move]]:
         batch: list[_Move] = []
