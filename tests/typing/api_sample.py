@@ -69,6 +69,17 @@ def filing(net: nn.Module) -> tuple[str, int]:
     return str(report), saved.nbytes + len(plan.matched)
 
 
+def checkpoints(net: nn.Module, checkpoint: tk.Checkpoint) -> list[str]:
+    """Take a checkpoint wherever a file is taken, by name and as an object."""
+    tk.load_into(net, checkpoint, cast=True)
+    tk.plan_load(net, "runs/digits@1200", rename={"generator.": ""})
+    tk.load(checkpoint, select="optimizer.**", device="cpu")
+    tk.load_model(checkpoint, registry=None).eval()
+    bias: Tensor = checkpoint["model.0.bias"]
+    kept = (checkpoint.step, checkpoint.metrics["loss"], checkpoint.location, bias.norm())
+    return [*checkpoint, *tk.params(checkpoint).names(), *tk.params("runs/digits@best").names(), str(kept)]
+
+
 def initialising(net: nn.Module) -> tk.InitPlan:
     """Plan and apply rules."""
     rules = {"**.weight": tk.init.normal(0, 0.02), "**.bias": tk.init.zeros()}

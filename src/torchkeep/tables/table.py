@@ -1,4 +1,4 @@
-"""`ParameterTable`: the parameters of a model, a state_dict or a file, to look at and to select from."""
+"""`ParameterTable`: the parameters of a model, a state_dict, a file or a checkpoint, to look at and select."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ _NAMED = 5
 def params(
     source: nn.Module | Mapping[str, Tensor] | str | os.PathLike[str], select: str | Selector = "**"
 ) -> ParameterTable:
-    """List the parameters (and buffers) of a model, a state_dict or a file.
+    """List the parameters (and buffers) of a model, a state_dict, a file or a checkpoint.
 
     Args:
-        source: a module (wrapped or not), a mapping from names to tensors, or the path of a ``.safetensors`` file,
-            of which only the header is read now.
+        source: a module (wrapped or not), a mapping from names to tensors, or the path of a ``.safetensors``,
+            ``.pt``, ``.pth`` or ``.bin`` file or of a folder of them, of which only headers are read now. Or a
+            checkpoint: ``"STORE@1200"``, ``"STORE@latest"``, ``"STORE@best"``, or a `Checkpoint`; text is split at
+            the last ``@`` unless there is such a path, a path object never.
         select: which tensors, as a selector.
 
     Returns:
@@ -38,10 +40,11 @@ def params(
 
     Raises:
         SourceError: ``source`` is nothing that parameters can be read from.
+        StoreError: there is no such store or checkpoint.
         NoMatchError: ``select`` matches nothing.
         SelectorSyntaxError: ``select`` is no selector.
         MissingFieldError: ``select`` asks what this source does not know, such as classes in a state_dict.
-        FormatError: the file is not a safetensors file, or is damaged.
+        FormatError: the file is none that can be read, or is damaged.
         StorageError: the file can't be read.
     """
     opened = open_source(source)
@@ -58,7 +61,8 @@ class ParameterTable:
     Which names a table holds is decided when it is made. What it tells about them is read when you ask: on a live
     module, rows, sums, tensors and the printed table follow ``requires_grad``, ``.to(...)``, ties and replaced
     layers; when the module loses one of the names, the table raises `TableError`. A table of a mapping keeps the
-    tensors that the mapping held when the table was made; a table of a file lists the header as read then.
+    tensors that the mapping held when the table was made; a table of a file lists the header as read then, and one
+    of a checkpoint its manifest.
 
     ``print(table)`` shows every row, repeated blocks folded into one line. At the prompt a long table is cut to 40
     lines; notebooks show it as HTML. Tables are made by `params`, not by calling the class.
