@@ -120,7 +120,7 @@ class PickledReader:
         storage = described.storage
         if storage is None or storage.key in self._storages or users[storage.key] > 1:
             return False
-        if described.conj or described.neg or self.pickled.byte_order != "little" or described.start:
+        if described.conj or described.neg or self.pickled.byte_order != "little":
             return False
         extent = self.pickled.extents[storage.key]
         whole = described.numel * DTYPES[described.dtype].itemsize == extent.nbytes
