@@ -201,7 +201,7 @@ def test_a_step_that_goes_backwards_is_refused_until_an_earlier_one_is_restored(
         assert content(store, store.latest()) == content(store, store.at(2)) == {"w": b"x"}
 
 
-@pytest.mark.parametrize("step", [-1, True, 1.0, "1"])
+@pytest.mark.parametrize("step", [-1, True, 1.0, "1", 10**18])
 def test_a_step_is_a_whole_number(disk, step):
     """Anything else is refused before something is written."""
     with writer(disk) as store, pytest.raises(StoreError, match="whole number"):

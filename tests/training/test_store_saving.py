@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -135,6 +136,16 @@ def test_where_no_checkpoint_has_the_metric_that_is_told(tmp_path):
             assert store.best() is None
             with pytest.raises(MissingCheckpointError, match=r"no checkpoint in .* has the metric"):
                 store.restore({"x": 0}, "best")
+
+
+def test_metrics_may_be_tensors_of_one_number(tmp_path):
+    """What a loop has at hand: a loss that is a tensor, or a number of NumPy's."""
+    given = {"loss": torch.tensor(0.5, requires_grad=True), "hits": np.int64(3), "fits": torch.tensor(data=True)}
+    with tk.CheckpointStore(tmp_path / "run") as store:
+        saved = store.save(1, {"x": 1}, metrics=given).result()
+        assert str(saved.metrics) == "{'loss': 0.5, 'hits': 3, 'fits': True}"
+        with pytest.raises(UnsavableError, match="losses can't be saved"):
+            store.save(2, {"x": 1}, metrics={"losses": torch.ones(2)})
 
 
 def test_prune_removes_what_the_rule_of_this_store_does_not_keep(tmp_path):

@@ -30,6 +30,8 @@ FORMAT: Final = "torchkeep-checkpoint"
 _Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 _Shape = tuple[_Size, ...]
 _NOTHING: Final = msgspec.Raw(b"null")
+STEPS: Final = 10**18
+"""Steps are below this; file names hold them."""
 _NAME: Final = re.compile(r"([0-9]{1,18})-([0-9]{1,18})\.json")
 
 
@@ -217,8 +219,9 @@ class Manifest:
 
 
 def encode_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Encode metrics; UnsavableError names one that is no plain value."""
-    return dict(encode(dict(metrics or {}))["dict"])
+    """Encode metrics; UnsavableError names one that is no plain value, nor an array of one number."""
+    given = {key: one.item() if getattr(one, "ndim", None) == 0 else one for key, one in (metrics or {}).items()}
+    return dict(encode(given)["dict"])
 
 
 class _Version(Struct):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 from torchkeep.archive.composing import Content, Filled, compose_body, is_same
 from torchkeep.archive.manifest import (
     FORMAT,
+    STEPS,
     VERSION,
     Body,
     Manifest,
@@ -258,8 +259,8 @@ class Writer(Archive):
 
     def check_step(self, step: int) -> None:
         """Raise StoreError where a step can't be the next one: it goes backwards, or is no whole number."""
-        if type(step) is not int or step < 0:
-            raise StoreError(f"a step is a whole number from 0 on, not {step!r}")
+        if type(step) is not int or not 0 <= step < STEPS:
+            raise StoreError(f"a step is a whole number of the type int, from 0 on, not {step!r}")
         if self._last and step < self._last.step:
             raise StoreError(
                 f"step {step} goes backwards: the last checkpoint in {self.root!r} is of step {self._last.step}; "

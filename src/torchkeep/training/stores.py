@@ -122,7 +122,8 @@ class CheckpointStore:
         Args:
             step: the state's step; not below that of the checkpoint it follows.
             state: a TrainingState, a module, or nested containers of tensors and plain values.
-            metrics: plain values by name, such as ``{"loss": 0.1}``; they are listed with the checkpoint.
+            metrics: plain values, or tensors of one number, by name, such as ``{"loss": 0.1}``; listed with the
+                checkpoint.
             wait: return when it is durable; what fails is raised here.
             overlap: False copies everything before this returns. It is for code that writes to what optimizers
                 train outside of their steps: that would tear the copy, and the save fails when it is seen.
