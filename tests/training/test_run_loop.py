@@ -199,6 +199,27 @@ def test_a_loop_for_each_epoch_is_one_run(tmp_path):
     whole.store.close(), parts.store.close()
 
 
+def test_loaders_made_anew_for_each_epoch_leave_nothing_behind(tmp_path):
+    """Each begins its own first epoch; a restart reads the checkpoint twice, not once for each loop."""
+
+    def epochs(run, count):
+        return [one for epoch in range(count) for one in go(run, loader(), 6 * epoch + 6)]
+
+    undisturbed = make(tmp_path / "one")
+    expected = epochs(undisturbed, 5)
+    assert len(undisturbed.state.sampler["places"]) == 1
+    undisturbed.store.close()
+    run = make(tmp_path / "two")
+    epochs(run, 4)
+    run.store.close()
+    again = make(tmp_path / "two")
+    reads, restore = [], again.store.restore
+    again.store.restore = lambda state: reads.append(restore(state)) or reads[-1]
+    assert epochs(again, 5) == expected[24:]
+    assert reads == [24, 24]
+    again.store.close()
+
+
 def test_a_finished_run_gives_nothing_and_has_its_end(tmp_path):
     """Started once more, the script has the trained model, and trains no more."""
     run = make(tmp_path / "store")
@@ -388,17 +409,20 @@ def test_a_failed_save_is_a_warning_for_who_wants_it(tmp_path):
     """Training goes on, the next save goes well, and the metrics of the failed one are with it."""
     disk = Full()
     run = make(tmp_path / "store", every=2, storage=disk, on_failure="warn")
-    run.record(note=1)
 
     def fill():
         for batch in run.batches(loader(), steps=9):
             train(run, batch)
             disk.full = run.step in range(3, 7)
+            if run.step == 3:
+                run.record(note=1)
 
     with pytest.warns(TorchkeepWarning, match="a save failed, and training goes on: no space left"):
         fill()
     assert steps_of(run)[-1] == run.durable == 9
     assert 4 not in steps_of(run)
+    noted = [one.step for one in run.store.checkpoints() if one.metrics and "note" in one.metrics]
+    assert noted == [min(step for step in steps_of(run) if step > 4)]
     run.store.close()
 
 

@@ -170,6 +170,32 @@ def test_a_signal_that_nobody_acted_on_is_sent_again():
         signal.signal(signal.SIGTERM, before)
 
 
+def test_more_of_a_signal_that_was_acted_on_changes_nothing(tmp_path):
+    """Schedulers send SIGTERM again while a run leaves; it leaves all the same, with its own code."""
+    run = small_run(tmp_path / "store")
+
+    class Leaving:
+        def __iter__(self):
+            try:
+                yield from [1, 2, 3]
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+
+    def train():
+        for _ in run.batches(Leaving(), steps=50):
+            signal.raise_signal(signal.SIGTERM)
+
+    came = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        with pytest.raises(tk.Preempted, match="143"):
+            train()
+        assert not came.wait(0.2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    run.store.close()
+
+
 def test_ignored_signals_stay_ignored():
     """What nohup or a shell's background job has turned off is not turned on."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

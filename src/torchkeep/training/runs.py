@@ -119,7 +119,7 @@ class Run:
         self._places: dict[int, _Place] = {}
         self._current = 0
         self._accumulation = Accumulation(state)
-        self._looping = self._stepped = False
+        self._looping = self._stepped = self._restored = False
         self._random: dict[str, Any] | None = None
 
     @property
@@ -208,7 +208,7 @@ class Run:
             )
         self._looping = True
         try:
-            self._start()
+            self._start(steps)
             self._current = self._number(loader)
             if self.step < steps:
                 feed = feed_for(loader, (_SCHEME, self._seed or 0, "loader", self._current))
@@ -223,7 +223,7 @@ class Run:
                     )
                 loop = _Loop(feed, self._place, steps, exact)
                 line = progress_line(self._progress, self.step, steps)
-                with closed_at_exit(feed), loop.watch, self._accumulation, line as show:
+                with loop.watch, closed_at_exit(feed), self._accumulation, line as show:
                     yield from self._steps(loop, show)
         finally:
             self._looping = False
@@ -286,15 +286,19 @@ class Run:
     def _place(self) -> _Place:
         return self._places.setdefault(self._current, _Place())
 
-    def _start(self) -> None:
-        """Restore, unless a step was done since. Code between two loops must not act twice on a restored state."""
+    def _start(self, steps: int) -> None:
+        """Restore when the first loop begins, and again when the first one begins that has work left.
+
+        What code between loops did to the state is in the checkpoint, and must not be done to it twice.
+        """
         if self._stepped:
             return
-        if self._random is None:
-            self._restore()
-        else:
+        if self._random is not None:
             set_rng_state(self._random)
             self._random = None
+        elif not self._restored or self.step < steps:
+            self._restore()
+        self._restored = True
         if self._seed is None:
             self._seed = int.from_bytes(
                 blake3(torch.get_rng_state().numpy(force=True).tobytes()).digest(length=16)
@@ -341,7 +345,10 @@ class Run:
         """Write into the state where the run is."""
         place, state = loop.place, self.state
         place.kept = loop.feed.kept(place.batch)
-        places = {str(number): (one.epoch, one.batch, one.kept) for number, one in self._places.items()}
+        # A loader that is gone does not come back; those of later loops are still to be met.
+        gone = {number for number, known in enumerate(self._loaders) if known() is None}
+        kept = {number: one for number, one in self._places.items() if number not in gone}
+        places = {str(number): (one.epoch, one.batch, one.kept) for number, one in kept.items()}
         state.epoch, state.batch = place.epoch, place.batch
         gradients = self._accumulation.kept()
         state.sampler = {"seed": self._seed, "current": self._current, "places": places, "gradients": gradients}

@@ -50,11 +50,11 @@ class Watch:
 
     def __init__(self) -> None:
         self.noted = 0
-        self._interrupted = False
+        self._interrupted = self._acted = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self.noted, self._interrupted = 0, False
+        self.noted, self._interrupted, self._acted = 0, False, False
         if threading.current_thread() is threading.main_thread():
             for number in WATCHED:
                 before = signal.getsignal(number)
@@ -67,15 +67,15 @@ class Watch:
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before = {}
-        if self.noted:
+        if self.noted and not self._acted:
             # Not here: this may run while a generator is being closed, where an exception would be lost.
             again = threading.Timer(_REDELIVER_SECONDS, _send_to_main_thread, (self.noted,))
             again.daemon = True
             again.start()
 
     def acted(self) -> None:
-        """Forget what was noted: it has been acted on."""
-        self.noted = 0
+        """Say that what was noted has been acted on; more of the same will not be."""
+        self._acted = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
