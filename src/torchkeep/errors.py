@@ -15,6 +15,7 @@
     ├── RecipeError (ValueError)       a module that no recipe describes, or a recipe that can't be built
     │   └── UnknownBlockError (KeyError)   a block id that is not registered
     ├── UnsavableError (TypeError)     a value that can't be kept without pickle, named by its path
+    ├── StateError (AttributeError)    a TrainingState has no such part, or can't have one of that name
     ├── LoadError (ValueError)         the source does not fit the model; nothing was touched
     ├── CheckError (ValueError)        a check can't be run as asked
     │   ├── UnknownCheckError (KeyError)   no check has that name; says which are nearest
@@ -160,6 +161,10 @@ class UnsavableError(TorchkeepError, TypeError):
     """
 
     path: str = ""
+
+
+class StateError(TorchkeepError, AttributeError):
+    """A TrainingState has no such part, or can't have one of that name."""
 
 
 class LoadError(TorchkeepError, ValueError):

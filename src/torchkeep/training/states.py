@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from torchkeep.errors import StateError
 from torchkeep.training.contents import has_state
 from torchkeep.training.keepers import (
     GeneratorKeeper,
@@ -66,7 +67,7 @@ class TrainingState:
         sampler: plain values and tensors that whoever draws the batches needs to go on; empty at first.
 
     Raises:
-        ValueError: a part has a name that can't be one.
+        StateError: a part has a name that can't be one, or what is no part is read or set.
 
     Example:
         >>> state = tk.TrainingState(model=net, optimizer=opt, scheduler=sched, best=None)
@@ -90,7 +91,7 @@ class TrainingState:
         given = {name: obj for name, obj in usual.items() if obj is not None} | parts
         for name in given:
             if name.startswith("_") or "." in name or not name or name in {*OWN, RNG}:
-                raise ValueError(
+                raise StateError(
                     f"a part of a TrainingState can't be called {name!r}: names hold no dot, begin with no "
                     f"underscore, and {', '.join((*OWN, RNG))} are kept anyway; choose another name"
                 )
@@ -103,7 +104,7 @@ class TrainingState:
         keepers: Mapping[str, Keeper] = self.__dict__.get("_keepers", {})
         if name in keepers:
             return keepers[name].obj
-        raise AttributeError(f"this TrainingState has no part {name!r}; it has {', '.join(keepers) or 'none'}")
+        raise StateError(f"this TrainingState has no part {name!r}; it has {', '.join(keepers) or 'none'}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in OWN:
@@ -112,7 +113,7 @@ class TrainingState:
             if value is not self._keepers[name].obj:
                 self._keepers[name] = keeper_of(name, value)
         else:
-            raise AttributeError(
+            raise StateError(
                 f"this TrainingState has no part {name!r}, so it would not be saved; give it when the state is "
                 f"made: TrainingState(..., {name}=...)"
             )
