@@ -213,10 +213,17 @@ def test_a_failed_save_that_can_not_be_withdrawn_hides_no_later_one():
 
 
 def test_what_can_not_be_kept_is_refused_before_anything_is_written():
-    """Metrics that are no plain values are named."""
+    """Metrics that are no plain values are named, and text that can't be written down."""
     disk = MemoryStorage({"/runs": None})
     with writer(disk) as store:
         before = disk.image()
         with pytest.raises(UnsavableError, match="loss"):
             store.commit(1, state(**OLD), metrics={"loss": object()})
+        for tensors, options in [
+            (state(**{"\udc80": b""}), {}),
+            (state(**OLD), {"aliases": {"\udc80": "w"}}),
+            (state(**OLD), {"tree": {"a": "\udc80"}}),
+        ]:
+            with pytest.raises(UnsavableError, match="lone surrogate"):
+                store.commit(1, tensors, **options)
         assert disk.image() == before

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from torchkeep.archive.manifest import Body, Pack, Piece, Stored
 from torchkeep.archive.packs import Packed, piece_in
+from torchkeep.errors import UnsavableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torchkeep.archive.manifest import Manifest
     from torchkeep.archive.publishing import Ready
@@ -29,9 +31,27 @@ class Content(NamedTuple):
     def of(
         cls, aliases: Mapping[str, str] | None, tree: Any, recipe: Any, versions: Mapping[str, str] | None
     ) -> Content:
-        """Encode it."""
-        raw = [msgspec.Raw(msgspec.json.encode(node)) for node in (tree, recipe)]
+        """Encode it; UnsavableError where some text can't be."""
+        try:
+            raw = [msgspec.Raw(msgspec.json.encode(node)) for node in (tree, recipe)]
+        except UnicodeEncodeError as cause:
+            raise _unsavable(cause) from cause
         return cls(dict(aliases or {}), raw[0], raw[1], dict(versions or {}))
+
+
+def check_names(tensors: Iterable[str], aliases: Iterable[str]) -> None:
+    """Raise UnsavableError where a name can't be written down."""
+    for name in chain(tensors, aliases):
+        try:
+            name.encode()
+        except UnicodeEncodeError as cause:
+            raise _unsavable(cause) from cause
+
+
+def _unsavable(cause: UnicodeEncodeError) -> UnsavableError:
+    return UnsavableError(
+        f"{cause.object!r} can't be saved: it has a lone surrogate, which no UTF-8 can hold; change it"
+    )
 
 
 class Filled(NamedTuple):

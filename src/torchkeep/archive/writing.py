@@ -8,7 +8,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
-from torchkeep.archive.composing import Content, Filled, compose_body, is_same
+from torchkeep.archive.composing import Content, Filled, check_names, compose_body, is_same
 from torchkeep.archive.manifest import (
     FORMAT,
     STEPS,
@@ -83,7 +83,7 @@ class Writer(Archive):
         ids: Callable[[], str] = lambda: secrets.token_hex(8),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._chunk, self._ids, self._clock = chunk, ids, clock
+        self._chunk, self._ids, self._clock = min(chunk, CHUNK), ids, clock
         self._best = retention.best if retention else None
         self._busy = Lock()
         self._good: set[int] = set()
@@ -195,6 +195,7 @@ class Writer(Archive):
         with self._busy:
             self._lock.confirm()
             self.check_step(step)
+            check_names(tensors, aliases or ())
             content = Content.of(aliases, tree, recipe, versions)
             encoded = encode_metrics(metrics)
             wanted = [piece for name, tensor in tensors.items() for piece in pieces_of(name, tensor, self._chunk)]
