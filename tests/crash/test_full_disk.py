@@ -127,6 +127,25 @@ def test_a_save_in_a_thread_on_a_full_disk_fails_there_and_the_next_one_succeeds
         assert store.commit(2, tensors(2)).step == 2
 
 
+def test_a_run_goes_on_after_an_asynchronous_save_found_the_disk_full(disk):
+    """The save raises where its result is asked for; what was acknowledged is restored, the next save is kept."""
+    net, again = torch.nn.Linear(300, 300), torch.nn.Linear(300, 300)
+    with tk.CheckpointStore(str(disk.path / "store")) as store:
+        store.save(1, net).result()
+        saved = net.weight.detach().clone()
+        torch.nn.init.zeros_(net.weight)
+        with disk.full(50_000):
+            pending = store.save(2, net)
+            with pytest.raises(StorageError) as caught:
+                pending.result()
+            assert caught.value.errno in FULL
+            assert store.restore(again) == 1
+        assert torch.equal(again.weight, saved)
+        store.save(3, net).result()
+        assert store.restore(again) == 3
+        assert not again.weight.any()
+
+
 def test_a_store_that_can_not_be_made_for_want_of_room_can_be_made_later(disk):
     """Half of it may stay, and is no hindrance."""
     with disk.full(0), pytest.raises(StorageError) as caught:

@@ -246,6 +246,7 @@ def test_who_has_flock_minds_a_lease(root):
     Writer(LOCAL_FOLDERS, root, wait=0).close()
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # it forks beside the thread that renews
 @pytest.mark.usefixtures("no_flock")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_does_not_hold_the_lease(root):
