@@ -25,7 +25,7 @@
     │   ├── NewerFormatError           it was written by a later torchkeep
     │   ├── UnsafeFileError            it asks for something to be imported, called or changed; nothing was
     │   └── DamageError                a digest or a size does not match: tensor, file and byte range are named
-    ├── RunError (ValueError)          a run that can't go on as asked: other batches than before, a second loop within one
+    ├── RunError (ValueError)          a run that can't go on as asked: other batches than before, two loops
     ├── StoreError (ValueError)        a store of checkpoints that can't be used as asked
     │   ├── MissingCheckpointError (KeyError)  it has no such checkpoint
     │   ├── StoreLockedError (TimeoutError)    another process writes to it
@@ -236,7 +236,7 @@ class DamageError(FormatError):
 
 
 class RunError(TorchkeepError, ValueError):
-    """A run that can't go on as asked: its loader gives other batches than before, say, or a loop runs in a loop."""
+    """A run that can't go on as asked: its loader gives other batches than before, say, or two loops are run."""
 
 
 class StoreError(TorchkeepError, ValueError):

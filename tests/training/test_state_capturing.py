@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import random
 import weakref
 
@@ -341,6 +343,26 @@ def test_parts_are_attributes():
         with pytest.raises(StateError, match="can't be called"):
             tk.TrainingState(**{name: 1})
     assert repr(tk.TrainingState(best=1)) == "<TrainingState best=int; epoch 0, batch 0>"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))])
+def test_copies_of_a_state_are_states_of_their_own(copied):
+    """Nothing that was remembered of the original is taken for true of a copy."""
+    parameter = nn.Parameter(torch.ones(2))
+    state = tk.TrainingState(optimizer=torch.optim.SGD([parameter], 0.1, momentum=0.9))
+    parameter.grad = torch.ones(2)
+    state.optimizer.step()
+    state.epoch = 3
+    for _ in range(2):
+        capture(state)
+    other = copied(state)
+    for _ in range(2):
+        found = capture(other)
+        held = other.optimizer.state[other.optimizer.param_groups[0]["params"][0]]
+        name = "optimizer.state.group-0.position-0.momentum_buffer"
+        assert found.tensors[name] is held["momentum_buffer"]
+        assert found.tensors[name] is not capture(state).tensors[name]
+    assert other.epoch == 3
 
 
 def test_capturing_keeps_nothing_alive():

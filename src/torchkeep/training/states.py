@@ -95,10 +95,19 @@ class TrainingState:
                     f"a part of a TrainingState can't be called {name!r}: names hold no dot, begin with no "
                     f"underscore, and {', '.join((*OWN, RNG))} are kept anyway; choose another name"
                 )
+        self.__setstate__((given, {"epoch": 0, "batch": 0, "sampler": {}}))
+
+    def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        # What is remembered from save to save is true of these very objects only, not of copies.
+        parts = {name: keeper.obj for name, keeper in self._keepers.items()}
+        return parts, {name: getattr(self, name) for name in OWN}
+
+    def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        parts, own = state
         fields = self.__dict__
-        fields["_keepers"] = {name: keeper_of(name, obj) for name, obj in given.items()}
+        fields["_keepers"] = {name: keeper_of(name, obj) for name, obj in parts.items()}
         fields["_merger"], fields["_names"] = Merger(), None
-        fields["epoch"], fields["batch"], fields["sampler"] = 0, 0, {}
+        fields.update(own)
 
     def __getattr__(self, name: str) -> Any:
         keepers: Mapping[str, Keeper] = self.__dict__.get("_keepers", {})
