@@ -90,7 +90,7 @@ def test_convert_writes_no_file_that_would_be_taken_for_a_checkpoint(store, caps
     """A file called like a checkpoint would hide it from then on."""
     code, _, err = answer(capsys, "convert", f"{store}@1000", target, "--force")
     assert code == 3
-    assert "would be taken for a checkpoint or a store" in err
+    assert f"can't write '{target}': that means a checkpoint in a store" in err
     assert answer(capsys, "show", f"{store}@1000")[0] == 0
 
 

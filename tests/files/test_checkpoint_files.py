@@ -77,6 +77,17 @@ def test_a_selection_says_what_it_leaves_behind(store, tmp_path):
     assert bits_of(table["model.first.weight"]) == bits_of(Net(1).first.weight.half())
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_no_file_is_saved_that_would_hide_a_checkpoint(store, kind):
+    """A file called ``runs@4`` would be what that name means from then on; beside no store it is any file."""
+    with pytest.raises(StorageError, match="can't write 'runs@4': that means a checkpoint in a store"):
+        tk.save(torch.ones(2), kind(f"{store}@4"))
+    assert tk.load(f"{store}@4")["step"] == 4
+    tk.save(torch.ones(2), kind("other@4"))
+    tk.save(torch.zeros(3), kind("other@4"))
+    assert described(tk.load(kind("other@4"))) == described(torch.zeros(3))
+
+
 # Comparing and verifying --------------------------------------------------------------------------
 
 

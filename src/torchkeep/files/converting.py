@@ -21,7 +21,6 @@ from torchkeep.files.outlining import outline_rows, outline_whole, renamed_listi
 from torchkeep.files.renaming import new_name, renames_of
 from torchkeep.files.writing import lay_out, write_layout
 from torchkeep.formats.contents import Contents
-from torchkeep.formats.locations import store_location
 from torchkeep.formats.safetensors import METADATA_KEY
 from torchkeep.formats.sharded import Sharded
 from torchkeep.formats.values import is_text
@@ -104,9 +103,6 @@ def convert(
         FormatError: the source is not what it should be.
         StorageError: the operating system refused, or ``target`` exists.
     """
-    named = store_location(target)
-    if named is not None and os.path.isdir(named.store):  # noqa: PTH112 - the path is text
-        raise _refused(target, "it would be taken for a checkpoint or a store; choose another path")
     if not force and os.path.lexists(target):
         raise _refused(target, "it exists; choose another path, or replace it (--force)")
     with opened_elements(storage, source) as elements:

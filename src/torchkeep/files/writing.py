@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from torchkeep.dtypes import DTYPES
-from torchkeep.errors import UnsavableError
+from torchkeep.errors import StorageError, UnsavableError
 from torchkeep.formats.consistency import is_dense
 from torchkeep.formats.digests import (
     CHUNK,
@@ -19,6 +19,7 @@ from torchkeep.formats.digests import (
     seal,
 )
 from torchkeep.formats.document import DOCUMENT_KEY, VERSION, Document, as_raw, encode_document
+from torchkeep.formats.locations import hides_checkpoint
 from torchkeep.formats.safetensors import MAX_HEADER, MAX_NDIM, Entry, compose_header
 from torchkeep.storage.buffers import Buffer
 from torchkeep.storage.replacing import replacing
@@ -184,8 +185,10 @@ def write_layout(storage: Storage, path: str, layout: Layout, origin: Origin | N
         origin: where the bytes come from; None for the layout's own tensors.
 
     Raises:
-        StorageError: the operating system refused; the old file is as it was.
+        StorageError: the operating system refused; the old file is as it was. Or the path is that of a checkpoint.
     """
+    if hides_checkpoint(path):
+        raise StorageError(f"can't write {path!r}: that means a checkpoint in a store; choose another path")
     pointers = [plain_address(tensor) for tensor in layout.tensors] if origin is None else []
 
     def give(chunk: Chunk, address: int) -> None:

@@ -45,8 +45,18 @@ def store_location(path: str | os.PathLike[str]) -> Location | None:
     A path that exists is never split, nor is a path object; the folder of a store means its latest checkpoint.
     """
     text = os.fsdecode(path)
-    if os.path.isfile(os.path.join(text, MARKER)):  # noqa: PTH113, PTH118 - as everywhere here, the path is text
+    if _is_store(text):
         return Location(text, text, "latest", whole=True)
     if not isinstance(path, str) or os.path.lexists(text):
         return None
     return split(text)
+
+
+def hides_checkpoint(path: str) -> bool:
+    """Tell whether a file at ``path`` would stand in the way of a store's checkpoint that is written like it."""
+    location = store_location(path)
+    return location is not None and _is_store(location.store)
+
+
+def _is_store(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, MARKER))  # noqa: PTH113, PTH118 - as everywhere here, the path is text
