@@ -13,7 +13,7 @@ from kept_states import Net, bits, bytes_of, commit, make_store, state_of
 from saved_values import bits_of, described
 from torchkeep.archive import Archive, Retention, Writer
 from torchkeep.archive.locating import locate
-from torchkeep.errors import (
+from torchkeep.errors import DamageError, StorageError
     DamageError,
 )
 from torchkeep.files.comparing import compare
