@@ -14,8 +14,6 @@ from saved_values import bits_of, described
 from torchkeep.archive import Archive, Retention, Writer
 from torchkeep.archive.locating import locate
 from torchkeep.errors import DamageError, StorageError
-    DamageError,
-)
 from torchkeep.files.comparing import compare
 from torchkeep.files.converting import convert
 from torchkeep.files.rereading import verify_stored
