@@ -327,6 +327,19 @@ def test_a_pipe_in_a_file_s_place_blocks_nobody(kind, root):
             verify(store, store.names())
 
 
+def test_a_manifest_that_leads_nowhere_is_damage(root):
+    """A link to nothing is listed as what is missing, nobody looks for it for ever, and a restore falls back."""
+    os.symlink("nowhere", f"{root}/checkpoints/00000009-9.json")  # noqa: PTH211 - same
+    store = Archive.open(LOCAL_FOLDERS, root)
+    assert [one.name.step for one in store.listing() if one.error] == [9]
+    for call in (store.latest, lambda: store.at(9)):
+        with pytest.raises(DamageError, match="is missing, and a checkpoint needs it"):
+            call()
+    restored = store.restore(lambda manifest: content(store, manifest) and None)
+    assert (restored.manifest.step, len(restored.skipped)) == (2, 1)
+    assert [found.step for found in verify(store, store.names()).damage] == [9]
+
+
 def test_a_file_of_holes_is_not_read_into_memory(root):
     """A manifest of a terabyte of zeros takes no memory: it is damage."""
     store = Archive.open(LOCAL_FOLDERS, root)

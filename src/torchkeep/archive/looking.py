@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from torchkeep.archive.lines import all_of, first_line
-from torchkeep.archive.manifest import Manifest, Name, Summary, decode_manifest, decode_summary, name_of
+from torchkeep.archive.manifest import Manifest, Name, Summary, decode_manifest, decode_summary, missing, name_of
 from torchkeep.archive.marker import read_marker
 from torchkeep.archive.retaining import Best, best_of
 from torchkeep.errors import FormatError, MissingCheckpointError, MissingFileError, StoreError
@@ -69,7 +69,9 @@ class Catalogue:
             found.update((name, self._listed(name)) for name in names if name not in found)
             before, names = names, names if all(map(found.get, names)) else self.names()
             if names == before:  # what was pruned may have made room for others
-                return [one for one in map(found.get, names) if one is not None]
+                return [
+                    found[name] or Listed(name, None, missing(self.manifest_path(name.file))) for name in names
+                ]
 
     def _listed(self, name: Name) -> Listed | None:
         path = self.manifest_path(name.file)
@@ -177,5 +179,7 @@ class Catalogue:
             with closing(self.storage.open(path)) as file:
                 content = all_of(file)
         except MissingFileError as cause:
+            if name in self.names():  # a link that leads nowhere
+                raise missing(path) from cause
             raise MissingCheckpointError(f"{path!r} is not there any more: it was pruned") from cause
         return decode_manifest(path, content)
