@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -220,16 +222,23 @@ def test_plain_containers_are_filled_in_place():
     assert live["w"] is tensor
     assert tensor.tolist() == [0.0, 1.0, 2.0, 3.0]
     assert live["n"] == {"step": 3}
-    wrong = {"w": torch.zeros(5), "n": {}, "missing": 0}
+    wrong = {"w": torch.zeros(5), "n": {"t": torch.zeros(1)}, "missing": 0}
     with pytest.raises(LoadError) as caught:
         store.restore(wrong)
     assert caught.value.problems == (
-        "the checkpoint has nothing under 'missing'",
         "'w' does not fit: the checkpoint has the shape [4], the state [5]",
+        "the checkpoint has no tensor 'n.t'",
+        "the checkpoint has nothing under 'missing'",
     )
+    store.save(OrderedDict(nn.Linear(2, 2).state_dict()), 2)
+    ordered = OrderedDict(weight=torch.zeros(2, 2))
+    assert store.restore(ordered) == ("what is under 'bias'",)
+    assert list(ordered) == ["weight"]
+    with pytest.raises(LoadError, match="the checkpoint has nothing under 'scale'"):
+        store.restore(OrderedDict(weight=torch.zeros(2, 2), scale=1))
     with pytest.raises(LoadError, match="the checkpoint holds values alone, and not a TrainingState"):
         store.restore(tk.TrainingState())
-    with pytest.raises(LoadError, match="holds a dict, and this is a tuple"):
+    with pytest.raises(LoadError, match="holds a OrderedDict, and this is a tuple"):
         store.restore((torch.zeros(4),))
 
 

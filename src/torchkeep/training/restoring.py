@@ -128,19 +128,21 @@ class _Restoring:
     def only_values(self, obj: Any) -> None:
         """Plan containers: all that is there must be in the checkpoint and fit."""
         plan, node = self._plan, self._plan.value
-        nodes = self._nodes()
-        if type(obj) is dict and nodes is not None:
-            node = {"dict": {key: one for key, one in nodes.items() if key in obj}}
-            plan.problems += [f"the checkpoint has nothing under {key!r}" for key in obj if key not in nodes]
-            plan.left += [f"what is under {key!r}" for key in nodes if key not in obj]
-        if any(_prefix(one) is not None for one in (node, *(nodes or {}).values())):
+        if any(_prefix(one) is not None for one in (node, *(self._nodes() or {}).values())):
             plan.problems.append("the checkpoint has a module there; restore into the module, or a TrainingState")
             return
         for name, target in plan.live.items():
             if name in plan.manifest.tensors or name in plan.manifest.aliases:
                 problem = plan.misfit(name, target)
                 plan.problems += [f"{name!r} does not fit: {problem}"] if problem else []
+            else:
+                plan.problems.append(f"the checkpoint has no tensor {name!r}")
         new = plan.reuse("", node)
+        if isinstance(obj, dict) and isinstance(new, dict):
+            plan.problems += [f"the checkpoint has nothing under {key!r}" for key in obj if key not in new]
+            for key in [key for key in new if key not in obj]:
+                plan.left.append(f"what is under {key!r}")
+                del new[key]
         if type(obj) is not type(new):
             kinds = f"a {type(new).__qualname__}, and this is a {type(obj).__qualname__}"
             plan.problems.append(f"the checkpoint holds {kinds}")
