@@ -92,6 +92,21 @@ class CountsYielded:
         self.skip = state["given"]
 
 
+class CountsEpochs:
+    """A sampler that shuffles by the epoch that it is told."""
+
+    epoch = -1
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return SAMPLES
+
+    def __iter__(self):
+        return iter(torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(self.epoch + 1)).tolist())
+
+
 class OwnPlaceLoader:
     """A loader that keeps its own place, as a StatefulDataLoader does."""
 

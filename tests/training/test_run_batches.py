@@ -23,6 +23,7 @@ from torch.utils.data import (
 from fed_batches import (
     SAMPLES,
     BatchItems,
+    CountsEpochs,
     CountsYielded,
     Items,
     OwnPlace,
@@ -49,6 +50,17 @@ class Shuffled:
     def __iter__(self):
         for _ in range(SAMPLES):
             yield torch.randint(SAMPLES, ()).item() if random.random() < 0.5 else np.random.randint(SAMPLES)  # noqa: NPY002, S311 - the global ones, on purpose
+
+
+class Every:
+    """Wraps a batch sampler, as those do that share batches among processes."""
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler = batch_sampler
+
+    def __iter__(self):
+        for batch in self.batch_sampler:
+            yield batch[::2]
 
 
 def noisy(samples):
@@ -78,6 +90,16 @@ PLAIN = {
     "list of batches": lambda **how: DataLoader(Items(), batch_sampler=[[3, 1], [2], [0, 4]], **how),
     "distributed": lambda **how: DataLoader(
         Items(), 4, sampler=DistributedSampler(range(SAMPLES), num_replicas=2, rank=1), **how
+    ),
+    "wrapped": lambda **how: DataLoader(
+        Items(),
+        batch_sampler=Every(
+            BatchSampler(RandomSampler(range(SAMPLES), generator=generator()), 5, drop_last=False)
+        ),
+        **how,
+    ),
+    "wrapped epochs": lambda **how: DataLoader(
+        Items(), batch_sampler=Every(BatchSampler(CountsEpochs(), 5, drop_last=False)), **how
     ),
     "own place": lambda **how: DataLoader(Items(), 4, sampler=OwnPlace(), **how),
     "counts yielded": lambda **how: DataLoader(Items(), 4, sampler=CountsYielded(), **how),

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, MapDataP
 from torchkeep.errors import SourceError, TorchkeepWarning
 from torchkeep.training.contents import has_state
 from torchkeep.training.keyed import Aside, KeyedItems, KeyedStream, tell_epoch, undisturbed
-from torchkeep.training.loaders import copied, end_workers, generators_of, rank
-from torchkeep.training.ordering import Order
+from torchkeep.training.loaders import copied, end_workers, rank
+from torchkeep.training.ordering import Order, generators_in
 from torchkeep.training.signals import ShieldedStart, shielding
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class OrderedFeed:
     def __init__(self, loader: DataLoader[Any], key: tuple[KeyPart, ...]) -> None:
         place = "batch_sampler" if loader.batch_sampler is not None else "sampler"
         sampler = getattr(loader, place)
-        self._order = Order(sampler, generators_of(loader), key)
+        self._order = Order(sampler, generators_in(loader), key)
         dataset = KeyedItems(loader.dataset, (*key, rank()))
         self._loader = copied(loader, dataset=dataset, **{place: self._order})
         self._key = key
@@ -104,6 +104,7 @@ class OrderedFeed:
 
     def begin(self, epoch: int, done: int, kept: Kept | None) -> str | None:
         """See `Feed`."""
+        tell_epoch(self._loader, epoch)
         problem = self._order.begin(epoch, done, kept)
         if self._order.left:
             # Persistent workers are seeded once, so it must not matter in which epoch they were started.

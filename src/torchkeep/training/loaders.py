@@ -52,18 +52,6 @@ def copied(loader: DataLoader[Any], **changed: Any) -> Any:
     return copy
 
 
-def generators_of(loader: DataLoader[Any]) -> dict[str, torch.Generator]:
-    """Find the generators that a loader draws its order from, each once."""
-    inner = getattr(loader.batch_sampler, "sampler", None)
-    owners = {"loader": loader, "batch_sampler": loader.batch_sampler, "sampler": loader.sampler, "inner": inner}
-    found: dict[str, torch.Generator] = {}
-    for name, owner in owners.items():
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator) and not any(generator is known for known in found.values()):
-            found[name] = generator
-    return found
-
-
 def end_workers(loader: object, iterator: object) -> None:
     """Shut workers down now, not when the garbage collector comes by: a new start must not meet the old ones."""
     if isinstance(loader, DataLoader):

@@ -6,6 +6,7 @@ from array import array
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from blake3 import blake3
 from torch.utils.data import (
     BatchSampler,
@@ -22,11 +23,11 @@ from torchkeep.training.keyed import Aside, Ticket, tell_epoch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
-
     from torchkeep.tensors.streams import KeyPart
 
 _END: Final = object()
+_DEEPEST: Final = 10
+"""Samplers within samplers that are looked at."""
 _QUIET: Final = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 """Samplers that ask the global generators nothing after their first draw."""
 
@@ -39,7 +40,7 @@ class Order(Sampler[Ticket]):
 
     Args:
         sampler: the loader's batch sampler, or its sampler where it does no batching.
-        generators: the ``torch.Generator`` of the loader and its samplers, by where they are.
+        generators: those that the loader and its samplers draw from.
         key: what the order depends on besides the epoch.
     """
 
@@ -54,7 +55,7 @@ class Order(Sampler[Ticket]):
             self._spied = _Spied(drawing)
             self._source = BatchSampler(self._spied, sampler.batch_size, sampler.drop_last)
         self._quiet = type(drawing) in _QUIET and self._stateful is None
-        self._told = {id(part): part for part in (sampler, getattr(sampler, "sampler", None))}
+        self._told = samplers_in(sampler)
         self._epoch, self._drawn = 0, 0
         self._aside = Aside(*key)
         self._draws: Iterator[Any] = iter(())
@@ -79,7 +80,7 @@ class Order(Sampler[Ticket]):
         self._aside = Aside(*self._key, "order", epoch)
         self._set_generators(kept)
         self._begun = {name: generator.get_state() for name, generator in self._generators.items()}
-        for part in self._told.values():
+        for part in self._told:
             tell_epoch(part, epoch)
         if kept and self._stateful is not None and "place" in kept:
             self._drawn, self._marks = done, {done: bytes.fromhex(kept["mark"])}
@@ -166,6 +167,28 @@ class Order(Sampler[Ticket]):
             place = deepcopy(self._stateful.state_dict())
             over = self._spied is not None and self._spied.over
             self._places[self._drawn] = {"place": place, "over": over, "generators": states}
+
+
+def samplers_in(outer: object) -> list[Any]:
+    """List a loader or sampler and the samplers that it is made of, each once, the outer ones first."""
+    found: list[Any] = []
+    waiting = [outer]
+    while waiting and len(found) < _DEEPEST:
+        one = waiting.pop(0)
+        if one is not None and not any(one is known for known in found):
+            found.append(one)
+            waiting += [getattr(one, name, None) for name in ("batch_sampler", "sampler")]
+    return found
+
+
+def generators_in(loader: object) -> dict[str, torch.Generator]:
+    """Find the generators that a loader and its samplers draw from, each once, numbered."""
+    found: list[torch.Generator] = []
+    for part in samplers_in(loader):
+        generator = getattr(part, "generator", None)
+        if isinstance(generator, torch.Generator) and not any(generator is known for known in found):
+            found.append(generator)
+    return {str(number): generator for number, generator in enumerate(found)}
 
 
 class _Spied:
