@@ -1,17 +1,19 @@
 """A training script that tests start, kill and start again: ``run_script.py STORE WORKERS PERSISTENT STEPS``.
 
-It prints a line for each step, ``STEP DIGEST`` of batch and loss, and at the end ``end DIGEST`` of all that
-a run must bring back. Where the environment has DIE, it kills itself: ``batch:N`` when it has batch N in hand,
-``call:N`` at the N-th change that saves make to the disk; ``step:N:SIGNAL`` signals its group in step N.
+It prints a line for each step, ``STEP DIGEST`` of batch and loss, and at the end ``end DIGEST`` of all that a run must
+bring back. Where the environment has DIE, it kills itself: ``batch:N`` when it has batch N in hand, ``call:N`` at the
+N-th change that saves make to the disk. With ``wait:N`` it waits in step N for a line, and tells which workers died.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
 import sys
 from hashlib import blake2b
+from multiprocessing import connection
 
 import numpy as np
 import torch
@@ -106,8 +108,11 @@ def main():
             if run.step % 10 == 0:
                 np.random.rand(len(next(iter(checking))))  # noqa: NPY002 - same
             tell(run.step, digest(values, labels, loss.detach()))
-            if DIE == "step" and run.step == int(WHEN[0]):
-                os.killpg(0, getattr(signal, WHEN[1]))
+            if DIE == "wait" and run.step == int(WHEN[0]):
+                tell("waiting", run.step)
+                sys.stdin.readline()
+                workers = [worker.sentinel for worker in multiprocessing.active_children()]
+                tell("died", len(connection.wait(workers, timeout=1)) if workers else 0)
     everything = [net.state_dict(), optimizer.state_dict(), scheduler.state_dict()]
     states = [torch.get_rng_state(), random.getstate(), np.random.get_state()]  # noqa: NPY002 - same
     tell("end", digest(*flat(everything), *flat(states)))

@@ -26,6 +26,7 @@ def script(store, workers, die, steps=1000):
     command = [sys.executable, str(SCRIPT), str(store), *workers.split(), str(steps)]
     return subprocess.Popen(
         command,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -41,10 +42,12 @@ def script(store, workers, die, steps=1000):
 )
 def test_a_signal_to_the_whole_group_ends_the_step_and_the_run(workers, name, code, tmp_path):
     """The group is signalled in the middle of a step: it is saved, the code tells, and no worker is heard."""
-    child = script(tmp_path / "store", workers, f"step:7:{name}")
-    out, err = child.communicate(timeout=120)
-    assert child.returncode == code, err
-    assert out.splitlines()[-1].split()[0] == "7"
+    child = script(tmp_path / "store", workers, "wait:7")
+    while child.stdout.readline() != "waiting 7\n":
+        assert child.poll() is None
+    os.killpg(child.pid, getattr(signal, name))
+    out, err = child.communicate("go on\n", timeout=120)
+    assert (child.returncode, out) == (code, "died 0\n"), err
     assert err.strip() == (
         f"torchkeep: {name}: step 8 is saved; start the same script again to go on (exit code {code})"
     )
