@@ -1,8 +1,9 @@
 """A training script that tests start, kill and start again: ``run_script.py STORE WORKERS PERSISTENT STEPS``.
 
-It prints a line for each step, ``STEP DIGEST`` of batch and loss, and at the end ``end DIGEST`` of all that a run must
-bring back. Where the environment has DIE, it kills itself: ``batch:N`` when it has batch N in hand, ``call:N`` at the
-N-th change that saves make to the disk. With ``wait:N`` it waits in step N for a line, and tells which workers died.
+It prints a line for each step, ``STEP DIGEST`` of batch and loss, and at the end ``end DIGEST`` of all that a
+run must bring back. Where the environment has DIE, it kills itself: ``batch:N`` when it has batch N in hand,
+``call:N`` at the N-th change that saves make to the disk. With ``wait:N`` it waits in step N for a line, and
+tells which workers died.
 """
 
 from __future__ import annotations
