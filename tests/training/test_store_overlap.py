@@ -94,17 +94,20 @@ def test_a_loop_full_of_writes_never_tears_a_snapshot():
             assert bits_of(pending.result()) == want
 
 
-@pytest.mark.parametrize("when", ["counted", "not counted by PyTorch", "during the copy, seen at the step"])
+@pytest.mark.parametrize(
+    "when",
+    ["counted", "not counted by PyTorch", "before the copy, not counted", "during the copy, seen at the step"],
+)
 def test_a_write_outside_of_a_step_fails_the_save(when, tmp_path):
     """A clamp into a parameter while it is copied: the save says what was changed and what to do."""
     state = a_run()
     store = tk.CheckpointStore(tmp_path / "run")
-    with paused(store, at=2) as pause:
+    with paused(store, at=0 if when.startswith("before") else 2) as pause:
         pending = store.save(1, state)
         pause.wait()
         with torch.no_grad():
             weight = state.model[0].weight
-            (weight.data if when == "not counted by PyTorch" else weight).clamp_(-0.01, 0.01)
+            (weight.data if "not counted" in when else weight).clamp_(-0.01, 0.01)
         if when == "during the copy, seen at the step":
             training = Thread(target=train, args=(state,))
             training.start()

@@ -34,6 +34,9 @@ _POLL: Final = 0.05
 _SAMPLE: Final = 4096
 _EVERY: Final = 64 * 1024
 """Of so many bytes, the first `_SAMPLE` are compared with the copy."""
+_GLIMPSE: Final = 64
+_EVERY_GLIMPSE: Final = 16 * _EVERY
+"""Of so many bytes, the first `_GLIMPSE` are looked at before the copy, too."""
 _SHOWN: Final = 5
 
 _move_quickly = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
@@ -108,12 +111,14 @@ class Snapshot:
     ) -> None:
         self.error: BaseException | None = None
         self._tensors = tensors
+        self._sources = {name: plain_address(tensor) for name, tensor in tensors.items()}
         self._places: dict[str, int] = {}
         for name, tensor in tensors.items():
             self._places[name] = address
             address += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
         counts = {name: _count(tensors[name]) for name in tensors if name in stepped}
         self._counts = {name: count for name, count in counts.items() if count is not None}
+        self._glimpses = {name: _glimpses(self._sources[name], tensors[name].nbytes) for name in self._counts}
         first = list(self._cut([name for name in tensors if name not in self._counts], piece))
         self._items = [*first, *self._cut(list(self._counts), piece)]
         self._first = len(first)
@@ -132,7 +137,7 @@ class Snapshot:
         size = 0
         for name in names:
             tensor, place = self._tensors[name], self._places[name]
-            nbytes, source = tensor.nbytes, plain_address(tensor)
+            nbytes, source = tensor.nbytes, self._sources[name]
             if source is None:
                 yield [(place, tensor, nbytes)]
             elif nbytes > piece:
@@ -259,17 +264,17 @@ class Snapshot:
         """Compare samples of copies and tensors: PyTorch does not count what is written through ``.data``.
 
         Raises:
-            StoreError: one differs, and no step has begun.
+            StoreError: one was changed before its copy was made, or after that and no step has begun.
         """
-        for name in self._counts:
-            tensor, place = self._tensors[name], self._places[name]
-            source = plain_address(tensor)
-            for start in range(0, 0 if source is None else tensor.nbytes, _EVERY):
-                size = min(_SAMPLE, tensor.nbytes - start)
-                differs = ctypes.string_at(place + start, size) != ctypes.string_at((source or 0) + start, size)
-                if self._passed:  # looked at last: what a step changes, it changes after that is set
-                    return
-                if differs:
+        for name, glimpses in self._glimpses.items():
+            nbytes, place, source = self._tensors[name].nbytes, self._places[name], self._sources[name]
+            for start in range(0, 0 if source is None else nbytes, _EVERY):
+                size = min(_SAMPLE, nbytes - start)
+                copy = ctypes.string_at(place + start, size)
+                changed = copy != ctypes.string_at((source or 0) + start, size)
+                before = start % _EVERY_GLIMPSE or glimpses[start // _EVERY_GLIMPSE] == copy[:_GLIMPSE]
+                # Looked at last: what a step changes, it changes after it has passed.
+                if not before or (changed and not self._passed):
                     raise _torn([name])
 
     def seal(self) -> None:
@@ -294,6 +299,12 @@ def _torn(changed: Sequence[str]) -> StoreError:
         f"{'them' if len(changed) > 1 else 'it'} in the background, so that copy is not trusted, and not kept; "
         "save with overlap=False where other code writes to what optimizers train"
     )
+
+
+def _glimpses(source: int | None, nbytes: int) -> list[bytes]:
+    """Return samples of the bytes at an address; none where there is none."""
+    starts = range(0, 0 if source is None else nbytes, _EVERY_GLIMPSE)
+    return [ctypes.string_at((source or 0) + start, min(_GLIMPSE, nbytes - start)) for start in starts]
 
 
 def _count(tensor: Tensor) -> int | None:
