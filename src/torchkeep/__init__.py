@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from torchkeep.tables.table import params as params
     from torchkeep.tensors.checkpoints import Checkpoint as Checkpoint
     from torchkeep.training.pending import PendingSave as PendingSave
-    from torchkeep.training.states import TrainingState as TrainingState
-    from torchkeep.training.stores import CheckpointStore as CheckpointStore
     from torchkeep.training.runs import Run as Run
     from torchkeep.training.signals import Preempted as Preempted
+    from torchkeep.training.states import TrainingState as TrainingState
+    from torchkeep.training.stores import CheckpointStore as CheckpointStore
     from torchkeep.tying import TieGroup as TieGroup
     from torchkeep.tying import keeping_ties as keeping_ties
     from torchkeep.tying import materialize as materialize
