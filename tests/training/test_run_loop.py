@@ -214,7 +214,7 @@ def test_loaders_made_anew_for_each_epoch_leave_nothing_behind(tmp_path):
     run.store.close()
     again = make(tmp_path / "two")
     reads, restore = [], again.store.restore
-    again.store.restore = lambda state: reads.append(restore(state)) or reads[-1]
+    again.store.restore = lambda *given: reads.append(restore(*given)) or reads[-1]
     assert epochs(again, 5) == expected[24:]
     assert reads == [24, 24]
     again.store.close()
@@ -248,6 +248,31 @@ def test_resuming_early_shifts_nothing(tmp_path):
     with pytest.raises(RunError, match="is at step 9"):
         again.resume()
     again.store.close()
+
+
+def test_an_older_step_can_be_gone_on_from(tmp_path):
+    """What follows is a new line of history, and the same again; a loop that has nothing to do changes nothing."""
+    first = make(tmp_path / "store")
+    seen = go(first, loader(), 9)
+    first.store.close()
+    again = make(tmp_path / "store")
+    assert (again.resume(3), again.step) == (3, 3)
+    assert go(again, batches := loader(), 2) == []
+    assert go(again, batches, 9) == seen[3:]
+    assert steps_of(again) == [3, 6, 9, 6, 9]
+    again.store.close()
+
+
+def test_a_restore_that_a_run_does_not_go_on_from_is_told(tmp_path):
+    """Whoever restores step 3 and makes a run wants to go on from there, or should know that it does not."""
+    first = make(tmp_path / "store")
+    go(first, loader(), 6)
+    assert first.store.restore(first.state, 3) == first.store.restored == 3
+    second = tk.Run(first.store, first.state, every=3)
+    with pytest.warns(TorchkeepWarning, match=r"step 3 was restored .* from the newest, 6; .* run\.resume\(3\)"):
+        go(second, loader(), 7)
+    assert (second.resumed_from, first.store.restored) == (6, None)
+    first.store.close()
 
 
 def test_another_loop_within_a_loop_is_refused_and_a_loader_is_not(tmp_path):
@@ -300,6 +325,8 @@ def test_arguments_that_can_not_be_are_refused_when_given(tmp_path):
         make(tmp_path / "store", seed="today")
     with pytest.raises(RunError, match="takes a TrainingState"):
         tk.Run(run.store, {"model": run.state.model}, every=1)
+    with pytest.raises(RunError, match="takes a CheckpointStore"):
+        tk.Run(tmp_path / "store", run.state, every=1)
 
 
 def test_a_checkpoint_that_no_run_saved_is_gone_on_with(tmp_path):

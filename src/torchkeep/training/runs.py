@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from torchkeep.training.states import TrainingState
-    from torchkeep.training.stores import CheckpointStore
+    from torchkeep.training.stores import CheckpointStore, Which
 
 Batch = TypeVar("Batch")
 
@@ -110,6 +110,8 @@ class Run:
             raise RunError(
                 f"Run(...) takes a TrainingState, not a {type(state).__name__}: tk.TrainingState(model=net)"
             )
+        if not hasattr(store, "restored"):
+            raise RunError(f"Run(...) takes a CheckpointStore, not {store!r}: tk.CheckpointStore(folder)")
         self.store, self.state = store, state
         self.step = 0
         self.resumed_from: int | None = None
@@ -121,6 +123,7 @@ class Run:
         self._accumulation = Accumulation(state)
         self._looping = self._stepped = self._restored = False
         self._random: dict[str, Any] | None = None
+        self._wanted: Which | None = None
 
     @property
     def durable(self) -> int | None:
@@ -137,13 +140,16 @@ class Run:
         """How many batches of the epoch are done."""
         return self._place.batch
 
-    def resume(self) -> int | None:
-        """Restore the newest intact checkpoint now, not when the first loop begins, which does so by itself.
+    def resume(self, step: Which | None = None) -> int | None:
+        """Restore a checkpoint now, not when the first loop begins, which restores the newest by itself.
 
         What is changed in the state after this stays changed.
 
+        Args:
+            step: which; what is saved from then on follows it. None: the newest that is intact.
+
         Returns:
-            Its step; None where there is none.
+            Its step; None where there is none, and only without a step.
 
         Raises:
             RunError: a step was done already.
@@ -151,6 +157,7 @@ class Run:
         """
         if self._stepped:
             raise RunError(f"the run is at step {self.step} and can't be resumed; make a new Run")
+        self._wanted = step
         self._restore()
         # What is drawn from now on to the first loop must not shift what the loop draws.
         self._random = rng_state()
@@ -305,8 +312,16 @@ class Run:
             )
 
     def _restore(self) -> None:
-        self.resumed_from = self._saves.durable = self.store.restore(self.state)
+        before = self.store.restored
+        self.resumed_from = self._saves.durable = self.store.restore(self.state, self._wanted)
         self.step = self.resumed_from or 0
+        if self._wanted is None and before not in {None, self.step}:
+            warn(
+                f"step {before} was restored before the run, which goes on from the newest, {self.step}; "
+                f"to go on from the other: run.resume({before})",
+                TorchkeepWarning,
+                stacklevel=2,
+            )
         if self.resumed_from is None:
             return
         kept = self.state.sampler

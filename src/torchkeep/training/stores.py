@@ -50,6 +50,7 @@ class CheckpointStore:
     Attributes:
         root: the folder, as text, with symbolic links resolved.
         retention: as given.
+        restored: the step that was restored last, if nothing was saved here since; None otherwise.
 
     Raises:
         StoreError: the folder is no store and holds something else.
@@ -78,6 +79,7 @@ class CheckpointStore:
         self._storage = storage
         self._reader: Archive | None = None
         self._restored: tuple[Manifest, Archive] | None = None
+        self.restored: int | None = None
         self._make_writer = make_writer
         self._flights = Flights(retention)
         self._archive()  # a folder that can't be used is told at once
@@ -146,7 +148,9 @@ class CheckpointStore:
             values = (
                 None if metrics is None else {key: decode(node) for key, node in encode_metrics(metrics).items()}
             )
-            return self._flights.save(writer, step, capture(state), values, wait=wait, overlap=overlap)
+            pending = self._flights.save(writer, step, capture(state), values, wait=wait, overlap=overlap)
+            self.restored = None
+            return pending
 
     @property
     def writer(self) -> Writer:
@@ -310,7 +314,7 @@ class CheckpointStore:
             manifest, skipped = self._load(archive, step, load)
             if manifest is None:
                 return None
-            self._restored = manifest, archive
+            self._restored, self.restored = (manifest, archive), manifest.step
             if self._flights.writer is not None:
                 self._flights.writer.build_on(manifest)
         for error in skipped:
