@@ -101,9 +101,10 @@ def test_a_lease_of_a_dead_process_is_taken_over_at_once(root):
     with pytest.raises(StoreLockedError, match=f"process {child.pid} on host"):
         Writer(LOCAL_FOLDERS, root, wait=0)
     child.send_signal(signal.SIGKILL)
-    child.communicate()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and still has its number
     with Writer(LOCAL_FOLDERS, root, wait=0) as store:
         store.commit(1, state(w=b"x"))
+    child.communicate()
 
 
 def test_a_process_that_has_the_number_of_a_dead_one_is_not_it(path):
