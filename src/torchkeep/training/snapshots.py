@@ -15,6 +15,7 @@ import torch
 
 from torchkeep.archive import TensorBytes
 from torchkeep.errors import StoreError
+from torchkeep.files.pausing import without_collections
 from torchkeep.tensors.copying import copy_out, plain_address
 from torchkeep.tensors.dtypes import dtype_name
 
@@ -288,6 +289,7 @@ class Snapshot:
             raise self.error
         self._check(sealing=True)
 
+    @without_collections()  # they would take a multiple of the time, and training would wait for them
     def tensor_bytes(self) -> dict[str, TensorBytes]:
         """Return the copies as a commit takes them."""
         return {name: _bytes_of(tensor, self._places[name]) for name, tensor in self._tensors.items()}
