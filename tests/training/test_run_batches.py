@@ -219,6 +219,43 @@ def test_other_lengths_and_workers_are_noticed():
     feed.close()
 
 
+def test_another_number_of_samples_is_noticed():
+    """What was trained on so far is the same in a dataset that has grown; the rest of the epoch is not."""
+    place = take(DataLoader(range(8), 2), 1)[1][0]
+    feed = feed_for(DataLoader(range(9), 2), ("test", 7))
+    assert feed.begin(*place) == "its dataset has 9 samples, and had 8"
+    feed.close()
+
+
+def test_a_loader_with_an_iterator_of_its_own_is_refused():
+    """Loaders that go on for ever, kept so that workers live on, never ask the run's sampler."""
+
+    class Endless(DataLoader):
+        def __init__(self, *parts, **options):
+            super().__init__(*parts, **options)
+            self.endless = super().__iter__()
+
+        def __iter__(self):
+            for _ in range(len(self)):
+                yield next(self.endless)
+
+    feed = feed_for(Endless(range(8), 2), ("test", 7))
+    feed.begin(0, 0, None)
+    with pytest.raises(SourceError, match="Endless gives batches that its sampler did not draw"):
+        feed.following()
+    feed.close()
+
+
+def test_places_that_are_past_are_forgotten():
+    """In an epoch of a million batches they would fill the memory; a sampler's own state is large."""
+    feed = feed_for(DataLoader(range(900)), ("test", 7))
+    feed.begin(0, 0, None)
+    for _ in range(900):
+        feed.following()
+    assert len(feed._order._marks) <= 3
+    feed.close()
+
+
 def test_a_sampler_with_hidden_randomness_is_noticed():
     """An order from a generator that nobody can reach can't be drawn again, and does not pass for the same."""
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, MapDataP
 from torchkeep.errors import SourceError, TorchkeepWarning
 from torchkeep.training.contents import has_state
 from torchkeep.training.keyed import Aside, KeyedItems, KeyedStream, tell_epoch, undisturbed
-from torchkeep.training.loaders import copied, end_workers, rank
+from torchkeep.training.loaders import copied, end_workers, length_of, rank
 from torchkeep.training.ordering import Order, generators_in
 from torchkeep.training.signals import ShieldedStart, shielding
 
@@ -101,11 +101,17 @@ class OrderedFeed:
         self._loader = copied(loader, dataset=dataset, **{place: self._order})
         self._key = key
         self._iterator: Any = None
+        self._given = 0
+        self._samples: int | None = None
 
     def begin(self, epoch: int, done: int, kept: Kept | None) -> str | None:
         """See `Feed`."""
         tell_epoch(self._loader, epoch)
         problem = self._order.begin(epoch, done, kept)
+        self._given, self._samples = done, length_of(self._loader.dataset.dataset)
+        had = (kept or {}).get("samples", self._samples)
+        if problem is None and had != self._samples:
+            problem = f"its dataset has {self._samples} samples, and had {had}"
         if self._order.left:
             # Persistent workers are seeded once, so it must not matter in which epoch they were started.
             seeds = Aside(*self._key, "loader", *(() if self._loader.persistent_workers else (epoch,)))
@@ -118,13 +124,22 @@ class OrderedFeed:
     def following(self) -> Any:
         """See `Feed`."""
         if self._loader.num_workers:
-            return next(self._iterator)  # workers draw, and the order has randomness of its own
-        with undisturbed():  # each batch begins with a key
-            return next(self._iterator)
+            batch = next(self._iterator)  # workers draw, and the order has randomness of its own
+        else:
+            with undisturbed():  # each batch begins with a key
+                batch = next(self._iterator)
+        self._given += 1
+        if self._given > self._order.drawn:
+            raise SourceError(
+                f"the {type(self._loader).__name__} gives batches that its sampler did not draw, so a run can't "
+                "tell which is which; use a plain DataLoader (persistent_workers=True keeps its workers)"
+            )
+        self._order.forget(self._given - 1)
+        return batch
 
     def kept(self, done: int) -> Kept:
         """See `Feed`."""
-        return self._order.kept(done)
+        return {**self._order.kept(done), "samples": self._samples}
 
     def rewinds(self, done: int) -> bool:
         """See `Feed`."""

@@ -86,3 +86,11 @@ def closed_at_exit(feed: Closeable) -> Iterator[None]:
 def _close_all() -> None:
     for feed in list(_open):
         feed.close()
+
+
+def length_of(dataset: Any) -> int | None:
+    """Return how many samples a dataset has; None where it does not tell."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None

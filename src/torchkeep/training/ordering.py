@@ -108,6 +108,11 @@ class Order(Sampler[Ticket]):
         """Whether the epoch that was begun has a batch left."""
         return self._ahead is not _END
 
+    @property
+    def drawn(self) -> int:
+        """How many batches of the epoch were drawn."""
+        return self._drawn
+
     def rewinds(self, done: int) -> bool:
         """Tell whether `kept` holds for ``done`` although more was drawn: not where a sampler alone knows how."""
         return self._stateful is None or done in self._places
