@@ -15,9 +15,9 @@ import torch
 
 from torchkeep.archive import TensorBytes
 from torchkeep.errors import StoreError
-from torchkeep.files.pausing import without_collections
 from torchkeep.tensors.copying import copy_out, plain_address
 from torchkeep.tensors.dtypes import dtype_name
+from torchkeep.tensors.pausing import without_collections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
