@@ -80,6 +80,21 @@ def checkpoints(net: nn.Module, checkpoint: tk.Checkpoint) -> list[str]:
     return [*checkpoint, *tk.params(checkpoint).names(), *tk.params("runs/digits@best").names(), str(kept)]
 
 
+def running(net: nn.Module, optimizer: Optimizer, loader: list[Tensor]) -> tuple[int | None, str]:
+    """Keep a run."""
+    keep = tk.Retention(last=3, every=100, best=("loss", "min"))
+    with tk.CheckpointStore("runs/digits", retention=keep) as store:
+        state = tk.TrainingState(model=net, optimizer=optimizer)
+        run = tk.Run(store, state, every="10min", on_failure="warn")
+        for batch in run.batches(loader, steps=2000):
+            run.record(loss=batch.mean())
+        pending: tk.PendingSave = store.save(run.step, state, metrics={"loss": 0.1}, overlap=False)
+        saved: tk.Checkpoint = pending.result(timeout=60)
+        best = store.best()
+        store.verify(saved.step)
+        return store.restore(state, "best"), "" if best is None else best.location
+
+
 def initialising(net: nn.Module) -> tk.InitPlan:
     """Plan and apply rules."""
     rules = {"**.weight": tk.init.normal(0, 0.02), "**.bias": tk.init.zeros()}
