@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import random
 import sys
@@ -197,6 +198,31 @@ def test_a_loop_for_each_epoch_is_one_run(tmp_path):
         seen += go(parts, source, steps)
     assert seen == expected
     whole.store.close(), parts.store.close()
+
+
+@pytest.mark.parametrize("stop", [3, 5, 6, 7, 8, 13], ids=str)
+def test_what_follows_a_loop_is_done_once(stop, tmp_path):
+    """After an epoch the rate is halved, with a draw: not lost if the epoch's end was the last that was saved."""
+
+    def epochs(folder, stop=None):
+        run = make(tmp_path / folder, every=5)
+        source, group, seen = loader(), run.state.optimizer.param_groups[0], []
+        for epoch in range(3):
+            for batch in run.batches(source, steps=6 * epoch + 6):
+                if run.step == stop:
+                    raise KeyboardInterrupt
+                seen.append((run.step, group["lr"], train(run, batch).item()))
+            group["lr"] *= 0.5 + 0.1 * random.random()  # noqa: S311 - the global one, on purpose
+        run.store.close()
+        return seen
+
+    expected = epochs("one")
+    with pytest.raises(KeyboardInterrupt):
+        epochs("two", stop)
+    gc.collect()  # the store that nobody closed
+    seen = epochs("two")
+    assert seen == expected[seen[0][0] :]
+    assert seen[0][0] == max([0, *(step for step in (5, 6, 10, 12) if step <= stop)])
 
 
 def test_loaders_made_anew_for_each_epoch_leave_nothing_behind(tmp_path):

@@ -121,7 +121,7 @@ class Run:
         self._places: dict[int, _Place] = {}
         self._current = 0
         self._accumulation = Accumulation(state)
-        self._looping = self._stepped = self._restored = False
+        self._looping = self._stepped = self._restored = self._settled = False
         self._random: dict[str, Any] | None = None
         self._wanted: Which | None = None
 
@@ -294,18 +294,20 @@ class Run:
         return self._places.setdefault(self._current, _Place())
 
     def _start(self, steps: int) -> None:
-        """Restore when the first loop begins, and again when the first one begins that has work left.
+        """Restore when the first loop begins, and again when the first one begins that ends no earlier.
 
-        What code between loops did to the state is in the checkpoint, and must not be done to it twice.
+        What code did after loops that ended before the checkpoint is in it, and is not to be done twice.
+        A checkpoint of a loop's very end is from before the code that follows: that is done, then, and stays.
         """
-        if self._stepped:
+        if self._stepped or self._settled:
             return
         if self._random is not None:
             set_rng_state(self._random)
             self._random = None
-        elif not self._restored or self.step < steps:
+        elif not self._restored or self.step <= steps:
             self._restore()
         self._restored = True
+        self._settled = self.step <= steps
         if self._seed is None:
             self._seed = int.from_bytes(
                 blake3(torch.get_rng_state().numpy(force=True).tobytes()).digest(length=16)
