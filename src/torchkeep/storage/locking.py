@@ -155,6 +155,10 @@ def _holder(descriptor: int) -> str:
     """Say who holds the lock, as far as the file says so."""
     try:
         said = msgspec.json.decode(os.pread(descriptor, _MOST, 0))
-        return f"process {said['process']} on host {said['host']!r}"
+        process, host = said["process"], said["host"]
     except (OSError, ValueError, KeyError, TypeError):  # it is signed a moment after it is taken
         return "another process"
+    own = (process, host) == (os.getpid(), socket.gethostname())
+    return (
+        f"process {process} on host {host!r}{' (this one, by another store that was not closed)' if own else ''}"
+    )
