@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from torchkeep.training.feeds import feed_for
+from torchkeep.training.run.feeds import feed_for
 
 SAMPLES = 23
 KEY = ("test", 7)

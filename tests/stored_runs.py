@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torchkeep as tk
-from torchkeep.training.capturing import capture
+from torchkeep.training.state.capturing import capture
 
 WAIT = 60.0
 """Seconds after which a test that waits for something gives up."""

@@ -13,8 +13,8 @@ from torchkeep.archive import TensorBytes, Writer
 from torchkeep.storage.memory import MemoryStorage
 from torchkeep.tensors.copying import copy_out
 from torchkeep.tensors.dtypes import dtype_name
-from torchkeep.training.capturing import capture
-from torchkeep.training.restoring import restore_into
+from torchkeep.training.state.capturing import capture
+from torchkeep.training.state.restoring import restore_into
 
 
 class Store:

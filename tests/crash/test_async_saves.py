@@ -12,9 +12,9 @@ import torch
 from crash_explorer import STATES_PER_POINT, Explorer, KilledError, Life, Saved, tensors_of
 from torchkeep.archive import Retention
 from torchkeep.errors import StorageError
-from torchkeep.training.capturing import Captured
-from torchkeep.training.flights import Flights
-from torchkeep.training.gates import closed_gates
+from torchkeep.training.state.capturing import Captured
+from torchkeep.training.store.flights import Flights
+from torchkeep.training.store.gates import closed_gates
 
 LAST = 2
 
@@ -119,7 +119,7 @@ def test_a_power_cut_while_a_save_is_in_flight_leaves_a_whole_checkpoint(scenari
 
 def test_training_that_writes_before_its_gate_lets_it_is_found_out(monkeypatch):
     """The explorer sees a torn snapshot: without the gates and the counts of changes, a mixture comes back."""
-    from torchkeep.training import snapshots
+    from torchkeep.training.store import snapshots
 
     monkeypatch.setattr(snapshots.Snapshot, "let_pass", lambda _: None)
     monkeypatch.setattr(snapshots.Snapshot, "_changed", lambda _: [])

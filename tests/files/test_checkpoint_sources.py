@@ -277,8 +277,8 @@ def test_without_a_recipe_no_model_is_built(store):
 
 def test_what_training_saved_is_a_source_like_any_other(tmp_path):
     """A real CheckpointStore of a TrainingState: listed, loaded, filled and built from its name."""
-    from torchkeep.training.states import TrainingState
-    from torchkeep.training.stores import CheckpointStore
+    from torchkeep.training.state.states import TrainingState
+    from torchkeep.training.store.stores import CheckpointStore
 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -304,8 +304,8 @@ def test_what_training_saved_is_a_source_like_any_other(tmp_path):
 
 def test_the_helper_names_states_as_training_does(tmp_path):
     """The states of these tests are taken apart as `TrainingState`s are: the same names and kinds."""
-    from torchkeep.training.states import TrainingState
-    from torchkeep.training.stores import CheckpointStore
+    from torchkeep.training.state.states import TrainingState
+    from torchkeep.training.store.stores import CheckpointStore
 
     net = Net()
     with CheckpointStore(tmp_path / "store") as store:

@@ -34,7 +34,7 @@ from fed_batches import (
     take,
 )
 from torchkeep.errors import SourceError, TorchkeepWarning
-from torchkeep.training.feeds import check_source, feed_for
+from torchkeep.training.run.feeds import check_source, feed_for
 
 
 def generator():

@@ -18,7 +18,7 @@ import torchkeep as tk
 from fed_batches import CountsYielded, Items, OwnPlace, Stream, make_rows
 from torchkeep.errors import RunError, SourceError, StorageError, TorchkeepWarning, UnsavableError
 from torchkeep.storage.local_folders import LocalFolders
-from torchkeep.training import progress
+from torchkeep.training.run import progress
 
 
 def make(folder, *, every=3, **how):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import torchkeep as tk
-from torchkeep.training.signals import WATCHED, Watch
+from torchkeep.training.run.signals import WATCHED, Watch
 
 SCRIPT = Path(__file__).parents[1] / "run_script.py"
 

@@ -7,8 +7,8 @@ from torch import nn
 
 import torchkeep as tk
 from torchkeep.recipes import Recipe
-from torchkeep.training import blueprints
-from torchkeep.training.capturing import capture
+from torchkeep.training.state import blueprints
+from torchkeep.training.state.capturing import capture
 
 
 class Alike(nn.Module):

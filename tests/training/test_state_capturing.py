@@ -15,7 +15,7 @@ from torch import nn
 import torchkeep as tk
 from torchkeep.archive.described import Described, decode_state
 from torchkeep.errors import StateError, UnsavableError
-from torchkeep.training.capturing import capture
+from torchkeep.training.state.capturing import capture
 from training_runs import Store, bits, mlp, same, steps
 
 

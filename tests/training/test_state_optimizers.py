@@ -10,7 +10,7 @@ from torch import nn
 
 import torchkeep as tk
 from torchkeep.errors import LoadError, UnsavableError
-from torchkeep.training.capturing import capture
+from torchkeep.training.state.capturing import capture
 from training_runs import Store, mlp, steps
 
 

@@ -13,10 +13,10 @@ import torchkeep as tk
 from torchkeep.archive import Archive
 from torchkeep.errors import DamageError, LoadError
 from torchkeep.storage.memory import MemoryStorage
-from torchkeep.training import randomness
-from torchkeep.training.capturing import capture
-from torchkeep.training.randomness import rng_state, set_rng_state
-from torchkeep.training.restoring import restore_into
+from torchkeep.training.state import randomness
+from torchkeep.training.state.capturing import capture
+from torchkeep.training.state.randomness import rng_state, set_rng_state
+from torchkeep.training.state.restoring import restore_into
 from training_runs import Store, bits, mlp, same, steps
 
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import (
 )
 
 import torchkeep as tk
-from torchkeep.training.capturing import capture
+from torchkeep.training.state.capturing import capture
 from training_runs import Store, bits, mlp, same, seed_everything, steps
 
 OPTIMIZERS = {

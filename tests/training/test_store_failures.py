@@ -17,9 +17,9 @@ from stored_runs import WAIT, a_run, bits, bits_of, paused, train
 from torchkeep.errors import SaveUnfinishedError, StorageError, StoreError, TorchkeepWarning
 from torchkeep.formats.opening import refused
 from torchkeep.storage.local_folders import LocalFolders
-from torchkeep.training.capturing import capture
-from torchkeep.training.gates import closed_gates
-from torchkeep.training.snapshots import Snapshot
+from torchkeep.training.state.capturing import capture
+from torchkeep.training.store.gates import closed_gates
+from torchkeep.training.store.snapshots import Snapshot
 
 
 class Failing(LocalFolders):

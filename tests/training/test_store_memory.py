@@ -14,9 +14,9 @@ import torchkeep as tk
 from stored_runs import a_run, bits, bits_of, train
 from torchkeep.errors import TorchkeepWarning
 from torchkeep.storage.memory import MemoryStorage
-from torchkeep.training import staging
-from torchkeep.training.gates import closed_gates
-from torchkeep.training.staging import Staging, group_memory
+from torchkeep.training.store import staging
+from torchkeep.training.store.gates import closed_gates
+from torchkeep.training.store.staging import Staging, group_memory
 
 GIB = 2**30
 

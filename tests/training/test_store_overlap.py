@@ -13,8 +13,8 @@ import torchkeep as tk
 from stored_runs import WAIT, Average, a_run, bits, bits_of, paused, train
 from torchkeep.errors import StoreError
 from torchkeep.storage.memory import MemoryStorage
-from torchkeep.training.capturing import capture
-from torchkeep.training.gates import closed_gates
+from torchkeep.training.state.capturing import capture
+from torchkeep.training.store.gates import closed_gates
 
 OPTIMIZERS = {
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),

@@ -9,11 +9,11 @@ from warnings import warn
 from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, MapDataPipe
 
 from torchkeep.errors import SourceError, TorchkeepWarning
-from torchkeep.training.contents import has_state
-from torchkeep.training.keyed import Aside, KeyedItems, KeyedStream, tell_epoch, undisturbed
-from torchkeep.training.loaders import copied, end_workers, length_of, rank
-from torchkeep.training.ordering import Order, generators_in
-from torchkeep.training.signals import ShieldedStart, shielding
+from torchkeep.training.run.keyed import Aside, KeyedItems, KeyedStream, tell_epoch, undisturbed
+from torchkeep.training.run.loaders import copied, end_workers, length_of, rank
+from torchkeep.training.run.ordering import Order, generators_in
+from torchkeep.training.run.signals import ShieldedStart, shielding
+from torchkeep.training.state.contents import has_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

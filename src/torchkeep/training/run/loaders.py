@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from torchkeep.errors import TorchkeepWarning
-from torchkeep.training.signals import ShieldedStart
+from torchkeep.training.run.signals import ShieldedStart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,21 +13,21 @@ import torch
 from blake3 import blake3
 
 from torchkeep.errors import RunError, TorchkeepWarning
-from torchkeep.training.contents import has_state
-from torchkeep.training.feeds import Feed, OrderedFeed, check_source, feed_for
-from torchkeep.training.gradients import Accumulation
-from torchkeep.training.loaders import closed_at_exit
-from torchkeep.training.progress import progress_line
-from torchkeep.training.randomness import rng_state, set_rng_state
-from torchkeep.training.saves import Saves
-from torchkeep.training.signals import Preempted, Watch
+from torchkeep.training.run.feeds import Feed, OrderedFeed, check_source, feed_for
+from torchkeep.training.run.gradients import Accumulation
+from torchkeep.training.run.loaders import closed_at_exit
+from torchkeep.training.run.progress import progress_line
+from torchkeep.training.run.saves import Saves
+from torchkeep.training.run.signals import Preempted, Watch
+from torchkeep.training.state.contents import has_state
+from torchkeep.training.state.randomness import rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
-    from torchkeep.training.states import TrainingState
-    from torchkeep.training.stores import CheckpointStore, Which
+    from torchkeep.training.state.states import TrainingState
+    from torchkeep.training.store.stores import CheckpointStore, Which
 
 Batch = TypeVar("Batch")
 

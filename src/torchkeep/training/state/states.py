@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from torchkeep.errors import StateError
-from torchkeep.training.contents import has_state
-from torchkeep.training.keepers import (
+from torchkeep.training.state.contents import has_state
+from torchkeep.training.state.keepers import (
     GeneratorKeeper,
     Keeper,
     LoaderKeeper,
@@ -19,9 +19,9 @@ from torchkeep.training.keepers import (
     StatefulKeeper,
     ValueKeeper,
 )
-from torchkeep.training.merging import Merger
-from torchkeep.training.naming import Names
-from torchkeep.training.optimizing import OptimizerKeeper, has_own_format
+from torchkeep.training.state.merging import Merger
+from torchkeep.training.state.naming import Names
+from torchkeep.training.state.optimizing import OptimizerKeeper, has_own_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

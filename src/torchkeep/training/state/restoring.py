@@ -12,8 +12,8 @@ from torchkeep.errors import LoadError
 from torchkeep.files.checkpointed import CheckpointSource
 from torchkeep.files.matching import Options, match
 from torchkeep.tensors.pausing import without_collections
-from torchkeep.training.contents import has_state
-from torchkeep.training.keepers import (
+from torchkeep.training.state.contents import has_state
+from torchkeep.training.state.keepers import (
     GeneratorKeeper,
     Keeper,
     LoaderKeeper,
@@ -22,19 +22,19 @@ from torchkeep.training.keepers import (
     StatefulKeeper,
     ValueKeeper,
 )
-from torchkeep.training.naming import MODEL, listed
-from torchkeep.training.optimizing import OptimizerKeeper
-from torchkeep.training.planning import Plan, can_put_back, put_back
-from torchkeep.training.randomness import accelerator, rng_problems, set_rng_state
-from torchkeep.training.regrouping import kept_of, plan_optimizer
-from torchkeep.training.states import OWN, RNG, TrainingState, keepers_of, names_of
+from torchkeep.training.state.naming import MODEL, listed
+from torchkeep.training.state.optimizing import OptimizerKeeper
+from torchkeep.training.state.planning import Plan, can_put_back, put_back
+from torchkeep.training.state.randomness import accelerator, rng_problems, set_rng_state
+from torchkeep.training.state.regrouping import kept_of, plan_optimizer
+from torchkeep.training.state.states import OWN, RNG, TrainingState, keepers_of, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torchkeep.archive import Archive, Manifest
     from torchkeep.formats.values import Node
-    from torchkeep.training.naming import Names
+    from torchkeep.training.state.naming import Names
 
 _OWN = (ModuleKeeper, OptimizerKeeper, ValueKeeper)
 """What is filled in place."""

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.keepable import why_not_filled
-from torchkeep.training.naming import listed, paths_of
+from torchkeep.training.state.naming import listed, paths_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchkeep.formats.values import Node
-    from torchkeep.training.naming import Names
-    from torchkeep.training.optimizing import Named, OptimizerKeeper
-    from torchkeep.training.planning import Plan
+    from torchkeep.training.state.naming import Names
+    from torchkeep.training.state.optimizing import Named, OptimizerKeeper
+    from torchkeep.training.state.planning import Plan
 
 _OWN: Final = ("params", "param_names", "name")
 """What a group says of itself and its parameters; all else are hyperparameters."""

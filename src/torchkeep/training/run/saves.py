@@ -14,8 +14,8 @@ from torchkeep.errors import RunError, StorageError, TorchkeepError, TorchkeepWa
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torchkeep.training.pending import PendingSave
-    from torchkeep.training.stores import CheckpointStore
+    from torchkeep.training.store.pending import PendingSave
+    from torchkeep.training.store.stores import CheckpointStore
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(h|min|m|s)")
 _SECONDS: Final = {"h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}

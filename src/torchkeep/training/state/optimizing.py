@@ -14,8 +14,8 @@ from torchkeep.files.collecting import Gatherer
 from torchkeep.formats.paths import Path
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.keepable import why_not_kept
-from torchkeep.training.contents import Content, layout_of, refuse_objects
-from torchkeep.training.keepers import Keeper
+from torchkeep.training.state.contents import Content, layout_of, refuse_objects
+from torchkeep.training.state.keepers import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchkeep.formats.values import Node
-    from torchkeep.training.naming import Names
+    from torchkeep.training.state.naming import Names
 
 _PLAIN: Final = frozenset({torch.Tensor, nn.Parameter})
 _HOOKS: Final = (

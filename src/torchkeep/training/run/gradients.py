@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from torchkeep.errors import TorchkeepWarning
-from torchkeep.training.states import keepers_of
+from torchkeep.training.state.states import keepers_of
 
 if TYPE_CHECKING:
-    from torchkeep.training.states import TrainingState
+    from torchkeep.training.state.states import TrainingState
 
 
 Gradient: TypeAlias = torch.Tensor | bool

@@ -17,8 +17,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from torchkeep.training.contents import has_state
-from torchkeep.training.keyed import Aside, Ticket, tell_epoch
+from torchkeep.training.run.keyed import Aside, Ticket, tell_epoch
+from torchkeep.training.state.contents import has_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

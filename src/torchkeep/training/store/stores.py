@@ -15,10 +15,10 @@ from torchkeep.formats.values import decode
 from torchkeep.storage.local_folders import LOCAL_FOLDERS
 from torchkeep.tensors.checkpoints import Checkpoint
 from torchkeep.tensors.pausing import without_collections
-from torchkeep.training.capturing import capture
-from torchkeep.training.flights import Flights
-from torchkeep.training.gates import watch_steps
-from torchkeep.training.restoring import restore_into
+from torchkeep.training.state.capturing import capture
+from torchkeep.training.state.restoring import restore_into
+from torchkeep.training.store.flights import Flights
+from torchkeep.training.store.gates import watch_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torchkeep.archive import Manifest, PruneReport
     from torchkeep.errors import DamageError
     from torchkeep.storage.folders import FolderStorage
-    from torchkeep.training.pending import PendingSave
+    from torchkeep.training.store.pending import PendingSave
 
 Which: TypeAlias = 'int | Literal["latest", "best"]'
 """A checkpoint of a store: its step, or one of these words."""

@@ -20,7 +20,7 @@ from torchkeep.tensors.keepable import why_not_filled
 from torchkeep.tensors.plain import PLAIN_READERS
 from torchkeep.tensors.reading import is_makeable
 from torchkeep.tensors.sharing import suspects
-from torchkeep.training.naming import listed
+from torchkeep.training.state.naming import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torchkeep.archive import Archive, Manifest
     from torchkeep.formats.values import Node
-    from torchkeep.training.contents import Content
+    from torchkeep.training.state.contents import Content
 
 _MUTABLE: Final = frozenset({dict, OrderedDict, Counter, list, set})
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import FormatError, StorageError, StoreError
 from torchkeep.tensors.checkpoints import Checkpoint
-from torchkeep.training.gates import Gate, close_gate, is_stepping, open_gate
-from torchkeep.training.pending import PendingSave
-from torchkeep.training.snapshots import PIECE, Snapshot, held, live_bytes, settle, size_of
-from torchkeep.training.staging import Staging
+from torchkeep.training.store.gates import Gate, close_gate, is_stepping, open_gate
+from torchkeep.training.store.pending import PendingSave
+from torchkeep.training.store.snapshots import PIECE, Snapshot, held, live_bytes, settle, size_of
+from torchkeep.training.store.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torchkeep.archive import Retention, TensorBytes, Writer
-    from torchkeep.training.capturing import Captured
+    from torchkeep.training.state.capturing import Captured
 
 
 class Flights:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torchkeep.tensors.identity import overlapping, tensor_key
 from torchkeep.tensors.sharing import suspects
-from torchkeep.training.contents import layout_of
+from torchkeep.training.state.contents import layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
     from torch import Tensor
 
-    from torchkeep.training.contents import Content
+    from torchkeep.training.state.contents import Content
 
 
 class Shared(NamedTuple):

@@ -13,14 +13,14 @@ from torchkeep.files.collecting import Gatherer
 from torchkeep.files.modules import module_facts
 from torchkeep.names import join
 from torchkeep.tables.sources import ModuleSource
-from torchkeep.training.contents import Content, has_state, layout_of, refuse_objects
-from torchkeep.training.randomness import rng_state
+from torchkeep.training.state.contents import Content, has_state, layout_of, refuse_objects
+from torchkeep.training.state.randomness import rng_state
 
 if TYPE_CHECKING:
     from torchkeep.files.collecting import Collected
     from torchkeep.formats.document import ModuleFacts
     from torchkeep.tables.survey import Survey
-    from torchkeep.training.naming import Names
+    from torchkeep.training.state.naming import Names
 
 
 _RENORMALIZING: Final = (nn.Embedding, nn.EmbeddingBag)

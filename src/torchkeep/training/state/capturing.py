@@ -13,18 +13,18 @@ from torchkeep import __version__
 from torchkeep.formats.paths import ROOT, Path
 from torchkeep.formats.values import unsavable
 from torchkeep.tensors.pausing import without_collections
-from torchkeep.training.blueprints import blueprint_of
-from torchkeep.training.naming import MODEL, listed
-from torchkeep.training.optimizing import OptimizerKeeper
-from torchkeep.training.states import TrainingState, keepers_of, merger_of, names_of
+from torchkeep.training.state.blueprints import blueprint_of
+from torchkeep.training.state.naming import MODEL, listed
+from torchkeep.training.state.optimizing import OptimizerKeeper
+from torchkeep.training.state.states import TrainingState, keepers_of, merger_of, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from torchkeep.training.contents import Content
-    from torchkeep.training.naming import Names
+    from torchkeep.training.state.contents import Content
+    from torchkeep.training.state.naming import Names
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The loop that saves and resumes by itself: batches as functions of a key, signals, progress."""
