@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from torchkeep.tables.table import ParameterTable as ParameterTable
     from torchkeep.tables.table import params as params
     from torchkeep.tensors.checkpoints import Checkpoint as Checkpoint
-    from torchkeep.training.pending import PendingSave as PendingSave
-    from torchkeep.training.runs import Run as Run
-    from torchkeep.training.signals import Preempted as Preempted
-    from torchkeep.training.states import TrainingState as TrainingState
-    from torchkeep.training.stores import CheckpointStore as CheckpointStore
+    from torchkeep.training.run.runs import Run as Run
+    from torchkeep.training.run.signals import Preempted as Preempted
+    from torchkeep.training.state.states import TrainingState as TrainingState
+    from torchkeep.training.store.pending import PendingSave as PendingSave
+    from torchkeep.training.store.stores import CheckpointStore as CheckpointStore
     from torchkeep.tying import TieGroup as TieGroup
     from torchkeep.tying import keeping_ties as keeping_ties
     from torchkeep.tying import materialize as materialize
@@ -70,11 +70,11 @@ _HOMES = {
     "tables.structure": ("tree",),
     "tables.table": ("ParameterTable", "params"),
     "tensors.checkpoints": ("Checkpoint",),
-    "training.states": ("TrainingState",),
-    "training.pending": ("PendingSave",),
-    "training.stores": ("CheckpointStore",),
-    "training.runs": ("Run",),
-    "training.signals": ("Preempted",),
+    "training.state.states": ("TrainingState",),
+    "training.store.pending": ("PendingSave",),
+    "training.store.stores": ("CheckpointStore",),
+    "training.run.runs": ("Run",),
+    "training.run.signals": ("Preempted",),
     "tying": ("TieGroup", "keeping_ties", "materialize", "tie", "ties"),
 }
 """Public names by the module that defines them."""
