@@ -85,7 +85,7 @@ def running(net: nn.Module, optimizer: Optimizer, loader: list[Tensor]) -> tuple
     keep = tk.Retention(last=3, every=100, best=("loss", "min"))
     with tk.CheckpointStore("runs/digits", retention=keep) as store:
         state = tk.TrainingState(model=net, optimizer=optimizer)
-        run = tk.Run(store, state, every="10min", on_failure="warn")
+        run = tk.Run(store, state, every="10min", on_failure="warn", overlap=False)
         for batch in run.batches(loader, steps=2000):
             run.record(loss=batch.mean())
         pending: tk.PendingSave = store.save(run.step, state, metrics={"loss": 0.1}, overlap=False)

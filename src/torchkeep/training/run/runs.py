@@ -73,6 +73,8 @@ class Run:
         on_failure: what a save that failed in the background does: ``"raise"`` its error at the end of the step,
             or ``"warn"`` and let training go on until the next save. What is saved at a loop's end, or because
             of a signal, raises in any case.
+        overlap: as `CheckpointStore.save` takes it. Give False where other code than optimizers' steps writes to
+            what they train: each save then copies everything before the next batch is given out.
         progress: whether to show a progress line. None: on terminals.
         clock: tells seconds for a duration, from any origin, never going back.
 
@@ -100,10 +102,11 @@ class Run:
         every: int | timedelta | str,
         seed: int | None = None,
         on_failure: Literal["raise", "warn"] = "raise",
+        overlap: bool = True,
         progress: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._saves = Saves(store, every, on_failure, clock)
+        self._saves = Saves(store, every, on_failure, clock, overlap=overlap)
         if seed is not None and type(seed) is not int:
             raise RunError(f"Run(seed=...) takes a whole number or None, not {seed!r}")
         if not all(hasattr(state, name) for name in ("epoch", "batch", "sampler")):

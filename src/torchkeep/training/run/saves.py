@@ -29,6 +29,7 @@ class Saves:
         every: as `Run` takes it.
         on_failure: as `Run` takes it.
         clock: tells seconds.
+        overlap: as `Run` takes it.
 
     Attributes:
         durable: the last step that is known to be durable; None before the first.
@@ -40,11 +41,14 @@ class Saves:
         every: int | timedelta | str,
         on_failure: Literal["raise", "warn"],
         clock: Callable[[], float],
+        *,
+        overlap: bool,
     ) -> None:
         if on_failure not in {"raise", "warn"}:
             raise RunError(f"Run(on_failure=...) takes 'raise' or 'warn', not {on_failure!r}")
         self.durable: int | None = None
         self._store, self._on_failure, self._clock = store, on_failure, clock
+        self._overlap = overlap
         self._steps, self._seconds = _read_every(every)
         self._since = 0.0
         self._asked = False
@@ -106,7 +110,7 @@ class Saves:
     def _save(self, step: int, state: object, *, wait: bool) -> tuple[PendingSave, dict[str, Any]]:
         sent = {name: float(value) for name, value in self._metrics.items()}
         try:
-            pending = self._store.save(step, state, metrics=sent or None, wait=wait)
+            pending = self._store.save(step, state, metrics=sent or None, wait=wait, overlap=self._overlap)
         except TorchkeepError as error:
             if self._flying is None or error is not self._flying[0].error:
                 raise

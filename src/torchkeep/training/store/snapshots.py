@@ -8,6 +8,7 @@ parameter that is no step can't be kept from tearing the copy; it is found out, 
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from threading import Event, Lock, get_ident
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -15,6 +16,7 @@ import torch
 
 from torchkeep.archive import TensorBytes
 from torchkeep.errors import StoreError
+from torchkeep.storage.buffers import move
 from torchkeep.tensors.copying import copy_out, plain_address
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.pausing import without_collections
@@ -29,8 +31,6 @@ PIECE: Final = 4 * 1024 * 1024
 _ALIGNED: Final = 64
 _MANY: Final = 256
 """So many small tensors are copied at once."""
-_QUICK: Final = 64 * 1024
-"""Copies of fewer bytes don't give up the interpreter's lock: getting it back may take longer than they do."""
 _POLL: Final = 0.05
 _SAMPLE: Final = 4096
 _EVERY: Final = 64 * 1024
@@ -40,10 +40,6 @@ _EVERY_GLIMPSE: Final = 16 * _EVERY
 """Of so many bytes, the first `_GLIMPSE` are looked at before the copy, too."""
 _SHOWN: Final = 5
 
-_move_quickly = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
-    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
-)
-
 _Move: TypeAlias = tuple[int, "int | Tensor", int]
 """Where to, where from (a tensor where its bytes do not lie in order), how many bytes."""
 
@@ -52,11 +48,6 @@ def some_of(names: Sequence[str]) -> str:
     """Name the first of many."""
     more = len(names) - _SHOWN
     return ", ".join(map(repr, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
-
-
-def move(address: int, source: int, nbytes: int) -> None:
-    """Copy bytes from address to address."""
-    (_move_quickly if nbytes < _QUICK else ctypes.memmove)(address, source, nbytes)
 
 
 def held(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,18 +71,13 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 
 
 def live_bytes(tensors: Mapping[str, Tensor]) -> dict[str, TensorBytes]:
-    """Return tensors as a commit takes them, out of their own memory."""
+    """Return tensors as a commit takes them, out of their own memory; they must be kept until it is over."""
     return {name: _bytes_of(tensor, plain_address(tensor)) for name, tensor in tensors.items()}
 
 
-def _bytes_of(tensor: Tensor, source: int | None) -> TensorBytes:
-    def copy(start: int, nbytes: int, address: int) -> None:
-        if source is None:
-            copy_out(tensor, start, nbytes, address)
-        else:
-            move(address, source + start, nbytes)
-
-    return TensorBytes.whole(dtype_name(tensor.dtype), tuple(tensor.shape), copy, source)
+def _bytes_of(tensor: Tensor, address: int | None) -> TensorBytes:
+    source = partial(copy_out, tensor) if address is None else address
+    return TensorBytes.whole(dtype_name(tensor.dtype), tuple(tensor.shape), source)
 
 
 class Snapshot:
@@ -299,7 +285,8 @@ def _torn(changed: Sequence[str]) -> StoreError:
     return StoreError(
         f"{some_of(changed)} changed outside of an optimizer's step while the save copied "
         f"{'them' if len(changed) > 1 else 'it'} in the background, so that copy is not trusted, and not kept; "
-        "save with overlap=False where other code writes to what optimizers train"
+        "where other code writes to what optimizers train, give overlap=False: store.save(..., overlap=False), or "
+        "Run(..., overlap=False)"
     )
 
 
