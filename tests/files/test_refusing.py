@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ REFUSED = {
     "module": (lambda: nn.Linear(2, 2), r"Linear.*state_dict"),
     "optimizer": (lambda: torch.optim.SGD([torch.ones(1)], lr=1.0), r"SGD.*state_dict"),
     "array": (lambda: torch.ones(2).numpy(), r"numpy.*from_numpy"),
-    "scalar": (lambda: torch.ones(2).numpy()[0], r"numpy.*item"),
+    "scalar": (lambda: np.longdouble(1), r"numpy.*item"),
     "generator": (torch.Generator, "Generator"),
     "function": (lambda: torch.nn.functional.relu, "code is never saved"),
     "namedtuple": (lambda: namedtuple("Pair", "a b")(1, 2), "_asdict"),  # noqa: PYI024

@@ -151,7 +151,7 @@ def _of_pickled(elements: Elements, pickled: Pickled, file: ReadableFile) -> Col
 
 
 def encode_plain_at(value: object, path: Path) -> tuple[str, Any] | None:
-    """Encode torch's own plain values, wherever they are."""
+    """Encode plain values of torch and NumPy, wherever they are."""
     del path
     return encode_plain(value)
 
@@ -182,7 +182,7 @@ class _Outline(PickledReader):
         return found
 
     def encoded(self, value: object, path: Path) -> tuple[str, Any] | None:
-        """Encode a tensor as its name, and torch's plain values."""
+        """Encode a tensor as its name, and plain values of torch and NumPy."""
         if isinstance(value, torch.Tensor):
             return "tensor", self._names[id(value)]
         return encode_plain_at(value, path)

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 _KEPT = (
     "kept are tensors, None, bool, int, float, complex, str, bytes, list, tuple, set, dict, OrderedDict, Counter, "
-    "torch.Size, torch.dtype and torch.device"
+    "torch.Size, torch.dtype, torch.device and single numbers of NumPy"
 )
 _BY_BASE: tuple[tuple[type, str], ...] = (
     (type, "save its name"),

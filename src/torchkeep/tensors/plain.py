@@ -1,4 +1,4 @@
-"""torch's own plain values as JSON: sizes, dtypes, devices. What `formats.values` needs to keep them."""
+"""Plain values of torch (sizes, dtypes, devices) and NumPy (numbers) as JSON: a hook for `formats.values`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from torchkeep.tensors.dtypes import dtype_name, torch_dtype
+from torchkeep.tensors.scalars import encode_scalar, read_scalar
 
 if TYPE_CHECKING:
     from torchkeep.formats.values import Node, Reader
 
 
 def encode_plain(value: object) -> tuple[str, Node] | None:
-    """Return the tag and what goes with it for one of torch's plain values, None for anything else."""
+    """Return the tag and what goes with it for a plain value of torch or NumPy, None for anything else."""
     if type(value) is torch.Size:
         return "torch.Size", list(value)
     if isinstance(value, torch.dtype):
         return "torch.dtype", dtype_name(value)
     if isinstance(value, torch.device):
         return "torch.device", str(value)
-    return None
+    return encode_scalar(value)
 
 
 def _size(sizes: Node) -> torch.Size:
@@ -41,4 +42,9 @@ def _device(name: Node) -> torch.device:
         raise ValueError(str(cause)) from cause
 
 
-PLAIN_READERS: Final[dict[str, Reader]] = {"torch.Size": _size, "torch.dtype": _dtype, "torch.device": _device}
+PLAIN_READERS: Final[dict[str, Reader]] = {
+    "torch.Size": _size,
+    "torch.dtype": _dtype,
+    "torch.device": _device,
+    "numpy": read_scalar,
+}
