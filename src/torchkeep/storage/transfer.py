@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from torchkeep.storage.base import ReadableFile, WritableFile
 
 THREADS: Final = 2
-READERS: Final = 4
-"""More than write: disks read fastest when several requests wait, and a reader computes longer between two."""
+"""How many compute, where nothing is moved."""
+MOVERS: Final = 4
+"""More than compute: disks are fastest when several requests wait while others copy and digest."""
 _GROUP: Final = 8 * 1024 * 1024
 """Small chunks travel together up to this many bytes."""
 IN_PLACE: Final = 256 * 1024
@@ -87,7 +88,7 @@ def write_chunks(file: WritableFile, chunks: Sequence[Chunk], give: Callable[[Ch
             digests[position] = digest(buffer.view[begin : begin + chunk.nbytes])
         file.write(group.start, buffer, group.start + shift, group.stop + shift)
 
-    _run(list(groups_of(chunks, gap=0)), move, THREADS)
+    _run(list(groups_of(chunks, gap=0)), move, MOVERS)
     return digests
 
 
@@ -131,7 +132,7 @@ def read_chunks(
             check(chunk, buffer.view[begin : begin + chunk.nbytes])
             take(chunk, buffer.address + begin)
 
-    _run(list(groups_of(chunks, gap=_GAP)), move, READERS)
+    _run(list(groups_of(chunks, gap=_GAP)), move, MOVERS)
 
 
 def groups_of(chunks: Sequence[Chunk], *, gap: int) -> Iterator[Group]:
