@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ctypes import memmove
-
+import msgspec
 import pytest
 
 import torchkeep as tk
 from archive_states import ROOT, content, state, writer
-from torchkeep.archive import Archive, Part, TensorBytes, Writer
+from torchkeep.archive import Archive, Part, Retention, TensorBytes, Writer
 from torchkeep.errors import DamageError, MissingCheckpointError, NoMatchError, StoreError
 from torchkeep.formats import listing_of
 from torchkeep.storage.buffers import Buffer
@@ -57,9 +56,13 @@ def test_everything_comes_back(disk):
 def test_a_sharded_tensor_is_put_together(disk):
     """Boxes of one tensor from several memories are read as one tensor in row-major order."""
     whole = bytes(range(24))  # 4 x 6
-    left = TensorBytes.of(bytes(whole[6 * row + column] for row in range(4) for column in range(2))).parts[0].copy
+    left = (
+        TensorBytes.of(bytes(whole[6 * row + column] for row in range(4) for column in range(2))).parts[0].source
+    )
     right = (
-        TensorBytes.of(bytes(whole[6 * row + column] for row in range(4) for column in range(2, 6))).parts[0].copy
+        TensorBytes.of(bytes(whole[6 * row + column] for row in range(4) for column in range(2, 6)))
+        .parts[0]
+        .source
     )
     sharded = TensorBytes("uint8", (4, 6), (Part((0, 0), (4, 2), left), Part((0, 2), (4, 4), right)))
     for chunk in (3, 8, 64):
@@ -116,27 +119,50 @@ def test_only_changed_pieces_are_written(disk):
 
 
 def test_bytes_that_lie_together_in_memory_are_compared_where_they_are(disk):
-    """An address saves the copy; what is found to have changed is the same, in long pieces and in short ones."""
+    """An address says as much as a copy: what changed there is found, in long pieces and in short ones."""
     memory = Buffer(10_000)
     memory.view[:] = bytes(range(250)) * 40
-    copied = []
-
-    def copy(start, nbytes, address):
-        copied.append(nbytes)
-        memmove(address, memory.address + start, nbytes)
-
     with writer(disk, chunk=4 * 4096) as store:
         tensors = {
-            "long": TensorBytes.whole("uint8", (9_000,), copy, memory.address),
-            "short": TensorBytes.of(b"x"),
+            "long": TensorBytes.whole("uint8", (9_000,), memory.address),
+            "short": TensorBytes.whole("uint8", (100,), memory.address + 9_000),
         }
         store.commit(1, tensors)
-        copied.clear()
-        assert (store.commit(2, tensors).summary.written, copied) == (0, [])
-        memory.view[8_999] ^= 1
-        changed = store.commit(3, tensors)
-        assert copied == [9_000]
-        assert store.tensor(changed, "long") == memory.view[:9_000]
+        assert store.commit(2, tensors).summary.written == 0
+        for place, name in ((8_999, "long"), (9_099, "short"), (0, "long")):
+            memory.view[place] ^= 1
+            before, changed = store.base, store.commit(3, tensors)
+            assert {name: store.tensor(changed, name) for name in tensors} == {
+                "long": memory.view[:9_000],
+                "short": memory.view[9_000:9_100],
+            }
+            moved = [one for one in tensors if digests(changed, one) != digests(before, one)]
+            assert moved == [name]
+
+
+def digests(manifest, name):
+    return [piece.digest for piece in manifest.tensors[name].pieces]
+
+
+def test_what_a_commit_returns_is_what_is_read_later(disk):
+    """The manifest is not read back when it is written; all of it is as a reader finds it."""
+    with writer(disk, retention=Retention(best=("loss", "min"))) as store:
+        tensors = state(a=b"abc", long=LONG, none=b"") | {"half": TensorBytes.of(b"1234", "bfloat16", (2, 1))}
+        for step in (1, 2):  # the second one keeps pieces of the first
+            committed = store.commit(
+                step,
+                {**tensors, "new": TensorBytes.of(bytes([step]))},
+                aliases={"tied": "long"},
+                tree={"a": [1, None, "\u00e9"]},
+                recipe={"id": "x"},
+                metrics={"loss": float("nan"), "best": (0.5, 1)},
+                versions={"torch": "2.13"},
+            )
+            read = Archive.open(disk, ROOT).latest()
+            assert (read.path, read.summary) == (committed.path, committed.summary)
+            assert msgspec.json.encode(read.body) == msgspec.json.encode(committed.body)
+            assert (read.tensors, read.body.packs) == (committed.tensors, committed.body.packs)
+            assert (read.tree, read.recipe) == (committed.tree, committed.recipe)
 
 
 def test_pieces_that_this_process_did_not_verify_are_written_again(disk):

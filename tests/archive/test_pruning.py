@@ -164,7 +164,8 @@ def test_the_last_good_one_stays_although_later_ones_are_kept(disk):
 
 def test_a_manifest_that_can_not_be_read_stops_a_prune(disk):
     """What it needs is not known, so nothing is removed; it is named."""
-    store = filled(disk, 4)
+    filled(disk, 4).close()
+    store = writer(disk)  # another one, which does not know what it needs
     path = store.manifest_path(store.names()[3].file)
     data_of(disk, path)[-5] ^= 1
     before = disk.image()

@@ -120,8 +120,8 @@ def test_pieces_cut_in_two_dimensions_compare_and_convert(tmp_path):
         "float32",
         (6, 8),
         (
-            Part((0, 0), (6, 3), bytes_of(left).parts[0].copy),
-            Part((0, 3), (6, 5), bytes_of(right).parts[0].copy),
+            Part((0, 0), (6, 3), bytes_of(left).parts[0].source),
+            Part((0, 3), (6, 5), bytes_of(right).parts[0].source),
         ),
     )
     with Writer(LOCAL_FOLDERS, str(tmp_path / "store"), chunk=CHUNK) as writer:

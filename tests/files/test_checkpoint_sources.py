@@ -175,7 +175,7 @@ def test_tensors_cut_otherwise_are_compared_by_their_bits(tmp_path):
         from torchkeep.archive import Part, TensorBytes
 
         def copy(start, nbytes, address, first):
-            halves.parts[0].copy(first + start, nbytes, address)
+            halves.parts[0].source(first + start, nbytes, address)
 
         cut = TensorBytes(
             "float32",

@@ -46,11 +46,12 @@ def check_body(body: Body) -> None:
 
 
 def _check_tensor(name: str, tensor: Stored, packs: Sequence[Pack]) -> None:
-    if tensor.dtype not in DTYPES:
+    info = DTYPES.get(tensor.dtype)
+    if info is None:
         raise FormatError(f"tensor {name!r} has the dtype {tensor.dtype!r}, which is not known here")
-    if len(tensor.shape) > MAX_NDIM or tensor.nbytes > _MOST_BYTES:
+    itemsize = info.itemsize
+    if len(tensor.shape) > MAX_NDIM or prod(tensor.shape) * itemsize > _MOST_BYTES:
         raise FormatError(f"tensor {name!r} has a shape of {len(tensor.shape)} dimensions that can't be")
-    itemsize = DTYPES[tensor.dtype].itemsize
     for piece in tensor.pieces:
         if not _fits(piece, tensor, packs, itemsize):
             raise FormatError(f"the piece of tensor {name!r} at {list(piece.offset)} does not fit")
@@ -69,17 +70,15 @@ def _check_ranges(body: Body) -> None:
 
 
 def _fits(piece: Piece, tensor: Stored, packs: Sequence[Pack], itemsize: int) -> bool:
-    if not len(piece.offset) == len(piece.shape) == len(tensor.shape) or piece.pack >= len(packs):
+    offset, shape, number, start, stop = piece.offset, piece.shape, piece.pack, piece.start, piece.stop
+    if not len(offset) == len(shape) == len(tensor.shape) or number >= len(packs):
         return False
-    for first, size, whole in zip(piece.offset, piece.shape, tensor.shape, strict=True):
-        if first + size > whole:
-            return False
-    pack, nbytes = packs[piece.pack], prod(piece.shape) * itemsize
-    return (
-        0 < nbytes <= CHUNK
-        and piece.stop - piece.start == nbytes
-        and pack.data <= piece.start <= piece.stop <= pack.size
-    )
+    if any(offset) or shape != tensor.shape:
+        for first, size, whole in zip(offset, shape, tensor.shape, strict=True):
+            if first + size > whole:
+                return False
+    pack, nbytes = packs[number], prod(shape) * itemsize
+    return 0 < nbytes <= CHUNK and stop - start == nbytes and pack.data <= start <= stop <= pack.size
 
 
 def _are_filled(tensor: Stored) -> bool:

@@ -56,7 +56,7 @@ class Archive(Catalogue):
 
     def __init__(self, storage: FolderStorage, root: str) -> None:
         super().__init__(storage, root)
-        self._marks: dict[tuple[str, int], bytes] = {}
+        self._marks: dict[tuple[str, int], int] = {}
 
     @classmethod
     def open(cls, storage: FolderStorage, root: str) -> Self:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import c_char
 from typing import TYPE_CHECKING, Final
 
-from torchkeep.archive.packs import MARK_BYTES, mark_of
+from torchkeep.archive.packs import MARK_BYTES, beginning_at, mark_of
 from torchkeep.formats.digests import digest
-from torchkeep.storage.buffers import Buffer
+from torchkeep.storage.buffers import Buffer, memory_at
 from torchkeep.storage.transfer import THREADS
 
 if TYPE_CHECKING:
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
 
 _ALONE: Final = 4 * 1024 * 1024
 """Fewer bytes than this are compared without a second thread."""
+_SMALL: Final = 64 * 1024
+"""Pieces of fewer bytes are not worth one: they take time that threads can't share."""
 
 
-def unchanged(
-    wanted: Sequence[Wanted], base: Manifest, marks: Mapping[tuple[str, int], bytes]
-) -> dict[int, Piece]:
+def unchanged(wanted: Sequence[Wanted], base: Manifest, marks: Mapping[tuple[str, int], int]) -> dict[int, Piece]:
     """Return the pieces of ``base`` that have the same bytes as wanted ones, by position among these.
 
     Args:
@@ -32,22 +31,26 @@ def unchanged(
         marks: marks of the pieces that this process wrote or verified, by pack and first byte; others don't count.
     """
     pieces = {
-        (name, tensor.dtype, piece.offset, piece.shape): piece
+        (name, piece.offset): (tensor.dtype, piece)
         for name, tensor in base.tensors.items()
         for piece in tensor.pieces
     }
-    candidates: list[tuple[int, Piece, bytes]] = []
+    ids = [pack.id for pack in base.body.packs]
+    candidates: list[tuple[int, Piece, int]] = []
     for position, want in enumerate(wanted):
-        piece = pieces.get((want.tensor, want.dtype, want.offset, want.shape))
-        mark = piece and marks.get((base.body.packs[piece.pack].id, piece.start))
-        if piece and mark:
+        dtype, piece = pieces.get((want.tensor, want.offset), ("", None))
+        if piece is None or dtype != want.dtype or piece.shape != want.shape:
+            continue
+        mark = marks.get((ids[piece.pack], piece.start))
+        if mark is not None:
             candidates.append((position, piece, mark))
 
-    def same(part: Sequence[tuple[int, Piece, bytes]]) -> dict[int, Piece]:
+    def same(part: Sequence[tuple[int, Piece, int]]) -> dict[int, Piece]:
         buffer = Buffer(max((wanted[position].nbytes for position, _, _ in part), default=0))
         return {position: piece for position, piece, mark in part if _same(wanted[position], piece, mark, buffer)}
 
-    if sum(wanted[position].nbytes for position, _, _ in candidates) < _ALONE:
+    sizes = [wanted[position].nbytes for position, _, _ in candidates]
+    if sum(nbytes for nbytes in sizes if nbytes >= _SMALL) < _ALONE:
         return same(candidates)
     with ThreadPoolExecutor(THREADS) as crew:
         found: dict[int, Piece] = {}
@@ -56,22 +59,20 @@ def unchanged(
     return found
 
 
-def _same(want: Wanted, piece: Piece, mark: bytes, buffer: Buffer) -> bool:
+def _same(want: Wanted, piece: Piece, mark: int, buffer: Buffer) -> bool:
     """Compare the beginning first: what training changes, it changes there already."""
-    beginning = min(want.nbytes, MARK_BYTES)
-    if mark_of(_view(want, beginning, buffer)) != mark:
+    nbytes, address = want.nbytes, want.source
+    if not isinstance(address, int):
+        address = buffer.address
+        want.give(min(nbytes, MARK_BYTES), address)
+    beginning = beginning_at(address, nbytes)
+    if mark_of(beginning) != mark:
         return False
-    if beginning == want.nbytes:
-        return mark.hex() == piece.digest
-    return digest(_view(want, want.nbytes, buffer)).hex() == piece.digest
-
-
-def _view(want: Wanted, nbytes: int, buffer: Buffer) -> memoryview:
-    """Return the first bytes of a piece: where they are, or copied into the buffer."""
-    if want.address is not None:
-        return memoryview((c_char * nbytes).from_address(want.address)).cast("B")
-    want.give(nbytes, buffer.address)
-    return buffer.view[:nbytes]
+    if len(beginning) == nbytes:
+        return digest(beginning).hex() == piece.digest
+    if address == buffer.address:
+        want.give(nbytes, address)
+    return digest(memory_at(address, nbytes)).hex() == piece.digest
 
 
 def worth_keeping(found: Mapping[int, Piece], base: Manifest) -> dict[int, Piece]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from ctypes import memmove
-from dataclasses import dataclass
 from math import gcd, prod
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
 
 from torchkeep.dtypes import DTYPES
 from torchkeep.formats.digests import CHUNK
+from torchkeep.storage.buffers import move
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 Copy: TypeAlias = "Callable[[int, int, int], None]"
 """Copies ``nbytes`` bytes from ``start`` of a part, in row-major order, to an address: (start, nbytes, address).
@@ -27,19 +27,16 @@ class Part(NamedTuple):
     Attributes:
         offset: its first element in the whole tensor.
         shape: its sizes.
-        copy: gives its bytes.
-        address: where its bytes lie together in this process's memory, if they do: they are compared there
-            instead of being copied first.
+        source: gives its bytes; or where they lie together in this process's memory, which the caller keeps: they
+            are compared there instead of being copied first.
     """
 
     offset: _Shape
     shape: _Shape
-    copy: Copy
-    address: int | None = None
+    source: Copy | int
 
 
-@dataclass(frozen=True)
-class TensorBytes:
+class TensorBytes(NamedTuple):
     """A tensor to be committed.
 
     Attributes:
@@ -53,9 +50,9 @@ class TensorBytes:
     parts: tuple[Part, ...]
 
     @classmethod
-    def whole(cls, dtype: str, shape: _Shape, copy: Copy, address: int | None = None) -> Self:
-        """Describe a tensor that is all in one memory."""
-        return cls(dtype, shape, (Part((0,) * len(shape), shape, copy, address),))
+    def whole(cls, dtype: str, shape: _Shape, source: Copy | int) -> Self:
+        """Describe a tensor that is all in one memory; see `Part`."""
+        return cls(dtype, shape, (Part((0,) * len(shape), shape, source),))
 
     @classmethod
     def of(cls, data: bytes, dtype: str = "uint8", shape: _Shape | None = None) -> Self:
@@ -78,8 +75,7 @@ class Wanted(NamedTuple):
         whole: whether it is the whole tensor.
         start: its first byte in its part.
         nbytes: its size.
-        copy: gives the part's bytes.
-        address: where its bytes lie together in memory; None where they don't.
+        source: gives the part's bytes; or where the piece's own lie together in memory.
     """
 
     tensor: str
@@ -89,25 +85,32 @@ class Wanted(NamedTuple):
     whole: bool
     start: int
     nbytes: int
-    copy: Copy
-    address: int | None
+    source: Copy | int
 
     def give(self, nbytes: int, address: int) -> None:
         """Copy its first ``nbytes`` bytes to an address."""
-        self.copy(self.start, nbytes, address)
+        if isinstance(self.source, int):
+            move(address, self.source, nbytes)
+        else:
+            self.source(self.start, nbytes, address)
 
 
-def pieces_of(name: str, tensor: TensorBytes, limit: int = CHUNK) -> Iterator[Wanted]:
-    """Cut a tensor into pieces of at most ``limit`` bytes."""
-    itemsize = DTYPES[tensor.dtype].itemsize
-    for part in tensor.parts:
-        start = 0
-        for offset, shape in cut(part.shape, itemsize, limit):
-            nbytes = prod(shape) * itemsize
-            at = tuple(map(sum, zip(part.offset, offset, strict=True)))
-            address = None if part.address is None else part.address + start
-            yield Wanted(name, tensor.dtype, at, shape, shape == tensor.shape, start, nbytes, part.copy, address)
-            start += nbytes
+def pieces_of(tensors: Mapping[str, TensorBytes], limit: int = CHUNK) -> Iterator[Wanted]:
+    """Cut tensors into pieces of at most ``limit`` bytes."""
+    for name, (dtype, whole, parts) in tensors.items():
+        itemsize = DTYPES[dtype].itemsize
+        for first, box, source in parts:
+            nbytes = prod(box) * itemsize
+            if 0 < nbytes <= limit:
+                yield Wanted(name, dtype, first, box, box == whole, 0, nbytes, source)
+                continue
+            start = 0
+            for offset, shape in cut(box, itemsize, limit):
+                nbytes = prod(shape) * itemsize
+                at = tuple(map(sum, zip(first, offset, strict=True)))
+                here = source + start if isinstance(source, int) else source
+                yield Wanted(name, dtype, at, shape, shape == whole, start, nbytes, here)
+                start += nbytes
 
 
 def cut(shape: _Shape, itemsize: int, limit: int) -> Iterator[tuple[_Shape, _Shape]]:

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
 from torchkeep.archive.composing import Content, Filled, check_names, compose_body, is_same
+from torchkeep.archive.consistency import check_body
 from torchkeep.archive.manifest import (
     FORMAT,
     STEPS,
@@ -17,7 +18,6 @@ from torchkeep.archive.manifest import (
     Manifest,
     Name,
     Summary,
-    decode_manifest,
     encode_manifest,
     encode_metrics,
     file_name,
@@ -198,7 +198,7 @@ class Writer(Archive):
             check_names(tensors, aliases or ())
             content = Content.of(aliases, tree, recipe, versions)
             encoded = encode_metrics(metrics)
-            wanted = [piece for name, tensor in tensors.items() for piece in pieces_of(name, tensor, self._chunk)]
+            wanted = list(pieces_of(tensors, self._chunk))
             base = self.base
             found = unchanged(wanted, base, self._marks) if base else {}
             if base and base.sequence == self._latest and len(found) == len(wanted):
@@ -242,9 +242,9 @@ class Writer(Archive):
         # Also when this fails: a number is never used twice, and what is there already may not be the latest.
         self._next, self._latest = self._next + 1, self._next
         encoded, path = encode_manifest(summary, body), self.manifest_path(file_name(summary.sequence, step))
-        manifest = decode_manifest(path, encoded)
+        check_body(body)
         self._files.commit([one.ready for one in filled], path, encoded)
-        return manifest
+        return Manifest(path, summary, body)
 
     def _follow(self, manifest: Manifest, filled: Sequence[Filled]) -> None:
         """Build on a checkpoint that was just committed: what it holds need not be written again."""
@@ -253,7 +253,7 @@ class Writer(Archive):
             self._marks.update(
                 {(pack.pack.id, start): mark for start, mark in zip(pack.starts, pack.marks, strict=True)}
             )
-        used = {pack.id for pack in manifest.body.packs}
+        used = self._uses[manifest.path.rpartition("/")[2]] = frozenset(pack.id for pack in manifest.body.packs)
         self._marks = {place: mark for place, mark in self._marks.copy().items() if place[0] in used}
         self._good.add(manifest.sequence)
         self.build_on(manifest)

@@ -8,6 +8,12 @@ from typing import Final
 
 PAGE: Final = 4096
 """Positions, lengths and addresses of direct I/O are multiples of this; no common disk asks for more."""
+_QUICK: Final = 64 * 1024
+"""Copies of fewer bytes don't give up the interpreter's lock: getting it back may take longer than they do."""
+
+_move_quickly = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
+    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+)
 
 
 class Buffer:
@@ -25,6 +31,11 @@ class Buffer:
 
     def __len__(self) -> int:
         return len(self.view)
+
+
+def move(address: int, source: int, nbytes: int) -> None:
+    """Copy bytes from address to address."""
+    (_move_quickly if nbytes < _QUICK else ctypes.memmove)(address, source, nbytes)
 
 
 def memory_at(address: int, nbytes: int) -> memoryview:

@@ -21,7 +21,7 @@ WORDS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def plain_address(tensor: Tensor) -> int | None:
     """Return the address of a tensor whose elements lie in row-major order in the CPU's memory; else None."""
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+    if not tensor.is_cpu or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
         return None
     return tensor.data_ptr()
 
