@@ -258,9 +258,7 @@ class Plan:
             told = f"already replaced in the state: {listed(names)}" if names else "the state is as it was"
             if isinstance(error, DamageError):
                 error.replaced = names
-                error.args = (f"{error}; {told}",)
-            else:
-                error.add_note(told)
+            error.add_note(told)  # no part of the sentence: an older checkpoint may mend it
             raise
         finally:
             for name, (_, target) in zip(self._names, self._pairs, strict=True):
