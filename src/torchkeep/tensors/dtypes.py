@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from torchkeep.dtypes import DTYPES
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """Return torch's canonical name without ``torch.``, such as ``"float32"``."""
     return str(dtype).removeprefix("torch.")

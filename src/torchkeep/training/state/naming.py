@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from torchkeep.names import join
@@ -31,18 +32,23 @@ class Names:
 
     def __init__(self, surveys: Mapping[str, Survey]) -> None:
         self.surveys = dict(surveys)
-        self._names: dict[int, str] = {}
-        self._paths: dict[int, str] = {}
-        for part in sorted(surveys, key=lambda part: part != MODEL):
-            found = surveys[part]
-            prefix = "" if part == MODEL or len(surveys) == 1 else part
+
+    @cached_property
+    def _known(self) -> tuple[dict[int, str], dict[int, str]]:
+        """The name of each parameter, and its name among the state's tensors; only optimizers ask for them."""
+        names: dict[int, str] = {}
+        paths: dict[int, str] = {}
+        for part in sorted(self.surveys, key=lambda part: part != MODEL):
+            found = self.surveys[part]
+            prefix = "" if part == MODEL or len(self.surveys) == 1 else part
             for row, tensor, places in zip(found.listing.rows, found.tensors, found.places, strict=True):
                 for place in places:
                     one = place.tensor
                     # Two Parameters over one memory have each a state of their own.
                     name = row.name if one is tensor else place.name
-                    self._names.setdefault(id(one), join(prefix, name))
-                    self._paths.setdefault(id(one), join(part, name))
+                    names.setdefault(id(one), join(prefix, name))
+                    paths.setdefault(id(one), join(part, name))
+        return names, paths
 
     def are_of(self, surveys: Mapping[str, Survey]) -> bool:
         """Tell whether they were made from these very surveys."""
@@ -57,7 +63,7 @@ class Names:
         where it is: ``group-0.position-3``.
         """
         taken: set[str] = set()
-        found = [[self._claimed(self._names.get(id(one)), taken) for one in group["params"]] for group in groups]
+        found = [[self._claimed(self.of(one), taken) for one in group["params"]] for group in groups]
         for number, (group, names) in enumerate(zip(groups, found, strict=True)):
             for position, name in enumerate(names):
                 if not name:
@@ -76,11 +82,11 @@ class Names:
 
     def of(self, parameter: Tensor) -> str | None:
         """Return a parameter's name; None where it is in no module."""
-        return self._names.get(id(parameter))
+        return self._known[0].get(id(parameter))
 
     def path(self, parameter: Tensor) -> str | None:
         """Return the name of a parameter as one of the state's tensors; None where it is in no module."""
-        return self._paths.get(id(parameter))
+        return self._known[1].get(id(parameter))
 
 
 def paths_of(names: Sequence[str], modules: Collection[str], known: Container[str]) -> dict[str, str]:
