@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from warnings import warn
-from weakref import ref
 
 import torch
 from blake3 import blake3
@@ -16,6 +15,7 @@ from torchkeep.errors import RunError, TorchkeepWarning
 from torchkeep.training.run.feeds import Feed, OrderedFeed, check_source, feed_for
 from torchkeep.training.run.gradients import Accumulation
 from torchkeep.training.run.loaders import closed_at_exit
+from torchkeep.training.run.places import Place, Places
 from torchkeep.training.run.progress import progress_line
 from torchkeep.training.run.saves import Saves
 from torchkeep.training.run.signals import Preempted, Watch
@@ -35,20 +35,11 @@ _SCHEME: Final = "torchkeep run, scheme 1"
 
 
 @dataclass
-class _Place:
-    """Where a loader is: ``batch`` batches of ``epoch`` are done, and what its feed keeps to come back here."""
-
-    epoch: int = 0
-    batch: int = 0
-    kept: dict[str, Any] | None = None
-
-
-@dataclass
 class _Loop:
     """A loop that runs: over what, from where, to which step."""
 
     feed: Feed
-    place: _Place
+    place: Place
     steps: int
     exact: bool
     watch: Watch = field(default_factory=Watch)
@@ -120,9 +111,7 @@ class Run:
         self.resumed_from: int | None = None
         self._given_seed, self._seed = seed, seed
         self._progress = progress
-        self._loaders: list[Callable[[], object]] = []
-        self._places: dict[int, _Place] = {}
-        self._current = 0
+        self._places = Places()
         self._accumulation = Accumulation(state)
         self._looping = self._stepped = self._restored = self._settled = False
         self._random: dict[str, Any] | None = None
@@ -136,12 +125,12 @@ class Run:
     @property
     def epoch(self) -> int:
         """The epoch of the batch in hand, or of the next one, counted from 0."""
-        return self._place.epoch
+        return self._places.here.epoch
 
     @property
     def batch(self) -> int:
         """How many batches of the epoch are done."""
-        return self._place.batch
+        return self._places.here.batch
 
     def resume(self, step: Which | None = None) -> int | None:
         """Restore a checkpoint now, not when the first loop begins, which restores the newest by itself.
@@ -219,9 +208,9 @@ class Run:
         self._looping = True
         try:
             self._start(steps)
-            self._current = self._number(loader)
+            self._places.turn_to(loader)
             if self.step < steps:
-                feed = feed_for(loader, (_SCHEME, self._seed or 0, "loader", self._current))
+                feed = feed_for(loader, (_SCHEME, self._seed or 0, "loader", self._places.current))
                 if (
                     isinstance(feed, OrderedFeed)
                     and has_state(loader)
@@ -231,7 +220,7 @@ class Run:
                         "the loader is a part of the state, and would keep a place of its own beside the run's; "
                         "leave it out: TrainingState(...) without loader="
                     )
-                loop = _Loop(feed, self._place, steps, exact)
+                loop = _Loop(feed, self._places.here, steps, exact)
                 line = progress_line(self._progress, self.step, steps)
                 with loop.watch, closed_at_exit(feed), self._accumulation, line as show:
                     yield from self._steps(loop, show)
@@ -292,10 +281,6 @@ class Run:
 
     # Going on
 
-    @property
-    def _place(self) -> _Place:
-        return self._places.setdefault(self._current, _Place())
-
     def _start(self, steps: int) -> None:
         """Restore when the first loop begins, and again when the first one begins that ends no earlier.
 
@@ -337,27 +322,16 @@ class Run:
                 TorchkeepWarning,
                 stacklevel=2,
             )
-            self._places = {0: _Place(self.state.epoch)}
+            self._places.begin_at(self.state.epoch)
             return
         if self._given_seed is not None and kept["seed"] != self._given_seed:
             raise RunError(
                 f"the run in the store was begun with seed {kept['seed']}, and Run(seed={self._given_seed}) would "
                 "give other batches; leave the seed out, or begin in a new store"
             )
-        self._seed, self._current = kept["seed"], kept["current"]
+        self._seed = kept["seed"]
+        self._places.put_back(kept["current"], kept["places"])
         self._accumulation.put_back(kept["gradients"])
-        self._places = {int(number): _Place(*place) for number, place in kept["places"].items()}
-
-    def _number(self, loader: object) -> int:
-        """Tell loaders apart by the order in which a script first uses them, which is the same after a restart."""
-        for number, known in enumerate(self._loaders):
-            if known() is loader:
-                return number
-        try:
-            self._loaders.append(ref(loader))
-        except TypeError:  # such as a list
-            self._loaders.append(lambda: loader)
-        return len(self._loaders) - 1
 
     # Saving
 
@@ -365,13 +339,13 @@ class Run:
         """Write into the state where the run is."""
         place, state = loop.place, self.state
         place.kept = loop.feed.kept(place.batch)
-        # A loader that is gone does not come back; those of later loops are still to be met.
-        gone = {number for number, known in enumerate(self._loaders) if known() is None}
-        kept = {number: one for number, one in self._places.items() if number not in gone}
-        places = {str(number): (one.epoch, one.batch, one.kept) for number, one in kept.items()}
         state.epoch, state.batch = place.epoch, place.batch
-        gradients = self._accumulation.kept()
-        state.sampler = {"seed": self._seed, "current": self._current, "places": places, "gradients": gradients}
+        state.sampler = {
+            "seed": self._seed,
+            "current": self._places.current,
+            "places": self._places.kept(),
+            "gradients": self._accumulation.kept(),
+        }
         return state
 
     def _make_durable(self, loop: _Loop) -> None:
