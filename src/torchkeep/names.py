@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
+def with_article(noun: str) -> str:
+    """Put "a" or "an" before a noun, such as the name of a type."""
+    return f"{'an' if noun[:1].lower() in {*'aeiou'} else 'a'} {noun}"
+
+
 def quote_text(text: str) -> str:
     """Spell any text as a selector's quotes hold it, in single quotes, printable whatever it holds."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")

@@ -343,6 +343,8 @@ def test_arguments_that_can_not_be_are_refused_when_given(tmp_path):
         run.batches([1], steps=2.5)
     with pytest.raises(SourceError, match="goes through its loader"):
         run.batches(iter([1]), steps=2)
+    with pytest.raises(SourceError, match="not an int"):
+        run.batches(1, steps=2)
     with pytest.raises(RunError, match="'raise' or 'warn'"):
         make(tmp_path / "store", on_failure="ignore")
     with pytest.raises(RunError, match="whole number"):

@@ -6,6 +6,8 @@ from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import PurePath
 
+from torchkeep.names import with_article
+
 _KEPT = (
     "kept are tensors, None, bool, int, float, complex, str, bytes, list, tuple, set, dict, OrderedDict, Counter, "
     "torch.Size, torch.dtype, torch.device and single numbers of NumPy"
@@ -28,8 +30,7 @@ def advice_for(value: object) -> str:
     """Say what ``value`` is and what to save in its place."""
     kind = type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    article = "an" if name[0] in "aeiouAEIOU" else "a"
-    return f"it is {article} {name}; {_what_to_do(value)}"
+    return f"it is {with_article(name)}; {_what_to_do(value)}"
 
 
 def _what_to_do(value: object) -> str:

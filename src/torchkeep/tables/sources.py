@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torchkeep.errors import SourceError
-from torchkeep.names import natural_key
+from torchkeep.names import natural_key, with_article
 from torchkeep.rows import Listing, Row
 from torchkeep.tables.modules import unwrap
 from torchkeep.tables.survey import OWNERS_ATTRIBUTE, Survey, survey
@@ -157,7 +157,7 @@ class MappingSource(Source):
                 left_out.append(name)
             else:
                 raise SourceError(
-                    f"the mapping holds {_article(type(value).__name__)} under {name!r}, where a tensor is "
+                    f"the mapping holds {with_article(type(value).__name__)} under {name!r}, where a tensor is "
                     "expected; give the mapping of tensors itself, such as checkpoint['model']"
                 )
         if left_out:
@@ -203,7 +203,7 @@ def open_source(source: object) -> Source:
 
         return open_path(source)
     found = f"the class {source.__name__}; make an instance of it first" if isinstance(source, type) else None
-    raise SourceError(f"expected {ACCEPTED}; found {found or _article(type(source).__name__)}")
+    raise SourceError(f"expected {ACCEPTED}; found {found or with_article(type(source).__name__)}")
 
 
 def _with_wrappers(modules: Iterable[nn.Module]) -> list[nn.Module]:
@@ -269,7 +269,3 @@ def _mapped(tensors: Mapping[str, Tensor]) -> Listing:
             )
         )
     return Listing(rows, None, "the mapping")
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

@@ -9,6 +9,7 @@ from warnings import warn
 from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, MapDataPipe
 
 from torchkeep.errors import SourceError, TorchkeepWarning
+from torchkeep.names import with_article
 from torchkeep.training.run.keyed import Aside, KeyedItems, KeyedStream, tell_epoch, undisturbed
 from torchkeep.training.run.loaders import copied, end_workers, length_of, rank
 from torchkeep.training.run.ordering import Order, generators_in
@@ -74,15 +75,15 @@ def check_source(source: object) -> None:
     """
     if hasattr(source, "__next__"):
         raise SourceError(
-            f"run.batches() goes through its loader every epoch, and a {type(source).__name__} allows one pass; "
-            "give a DataLoader, a list, another iterable, or the function that makes the iterator"
+            f"run.batches() goes through its loader every epoch, and {with_article(type(source).__name__)} allows "
+            "one pass; give a DataLoader, a list, another iterable, or the function that makes the iterator"
         )
     if isinstance(source, (str, bytes)) or not (
         isinstance(source, Iterable) or callable(source) or hasattr(source, "__getitem__")
     ):
         raise SourceError(
             f"run.batches() takes a DataLoader, another iterable of batches, or a function that makes an "
-            f"iterator, not a {type(source).__name__}"
+            f"iterator, not {with_article(type(source).__name__)}"
         )
 
 

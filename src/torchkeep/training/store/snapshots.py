@@ -20,6 +20,7 @@ from torchkeep.storage.buffers import move
 from torchkeep.tensors.copying import copy_out, plain_address
 from torchkeep.tensors.dtypes import dtype_name
 from torchkeep.tensors.pausing import without_collections
+from torchkeep.training.state.naming import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,16 +39,9 @@ _EVERY: Final = 64 * 1024
 _GLIMPSE: Final = 64
 _EVERY_GLIMPSE: Final = 16 * _EVERY
 """Of so many bytes, the first `_GLIMPSE` are looked at before the copy, too."""
-_SHOWN: Final = 5
 
 _Move: TypeAlias = tuple[int, "int | Tensor", int]
 """Where to, where from (a tensor where its bytes do not lie in order), how many bytes."""
-
-
-def some_of(names: Sequence[str]) -> str:
-    """Name the first of many."""
-    more = len(names) - _SHOWN
-    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def held(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -283,7 +277,7 @@ class Snapshot:
 
 def _torn(changed: Sequence[str]) -> StoreError:
     return StoreError(
-        f"{some_of(changed)} changed outside of an optimizer's step while the save copied "
+        f"{listed([repr(name) for name in changed])} changed outside of an optimizer's step while the save copied "
         f"{'them' if len(changed) > 1 else 'it'} in the background, so that copy is not trusted, and not kept; "
         "where other code writes to what optimizers train, give overlap=False: store.save(..., overlap=False), or "
         "Run(..., overlap=False)"
