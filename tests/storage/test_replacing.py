@@ -81,8 +81,7 @@ def test_a_failure_to_clean_up_does_not_hide_what_failed_first(path):
 
 def test_every_read_that_fails_is_told(path, monkeypatch):
     """Opening, reading the header and reading tensors each fail with the sentence of the system's error."""
-    monkeypatch.setattr(transfer, "THREADS", 1)  # so that calls come in one order
-    monkeypatch.setattr(transfer, "MOVERS", 1)
+    monkeypatch.setattr(transfer, "MOVERS", 1)  # so that calls come in one order
     tk.save(NEW, path)
     probe = FailingStorage()
     load_from(probe, path)

@@ -28,14 +28,8 @@ def make_root(storage: FolderStorage, root: str) -> None:
         StoreError: it is there, is no store, and holds something else.
         StorageError: the operating system refused.
     """
-    try:
-        names = storage.names(root)
-    except MissingFileError:
-        _make(storage, root)
-        return
-    _refuse_others(storage, root, names)
-    if MARKER not in names:
-        _make(storage, root)  # whoever made it may have died before it was durable
+    if not is_made(storage, root):
+        _make(storage, root)  # also one that is there: who made it may have died before it was durable
 
 
 def _make(storage: FolderStorage, path: str) -> None:

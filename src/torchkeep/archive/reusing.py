@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 from torchkeep.archive.packs import MARK_BYTES, beginning_at, mark_of
 from torchkeep.formats.digests import digest
 from torchkeep.storage.buffers import Buffer, memory_at
-from torchkeep.storage.transfer import THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from torchkeep.archive.manifest import Manifest, Piece
     from torchkeep.archive.tensors import Wanted
 
+_THREADS: Final = 2
 _ALONE: Final = 4 * 1024 * 1024
 """Fewer bytes than this are compared without a second thread."""
 _SMALL: Final = 64 * 1024
@@ -52,9 +52,9 @@ def unchanged(wanted: Sequence[Wanted], base: Manifest, marks: Mapping[tuple[str
     sizes = [wanted[position].nbytes for position, _, _ in candidates]
     if sum(nbytes for nbytes in sizes if nbytes >= _SMALL) < _ALONE:
         return same(candidates)
-    with ThreadPoolExecutor(THREADS) as crew:
+    with ThreadPoolExecutor(_THREADS) as crew:
         found: dict[int, Piece] = {}
-        for part in crew.map(same, [candidates[first::THREADS] for first in range(THREADS)]):
+        for part in crew.map(same, [candidates[first::_THREADS] for first in range(_THREADS)]):
             found.update(part)
     return found
 

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
     from torchkeep.storage.base import ReadableFile, WritableFile
 
-THREADS: Final = 2
-"""How many compute, where nothing is moved."""
 MOVERS: Final = 4
-"""More than compute: disks are fastest when several requests wait while others copy and digest."""
+"""More than cores: disks are fastest when several requests wait while others copy and digest."""
 _GROUP: Final = 8 * 1024 * 1024
 """Small chunks travel together up to this many bytes."""
 IN_PLACE: Final = 256 * 1024
