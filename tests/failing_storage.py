@@ -59,6 +59,9 @@ class FailingFile:
         self._storage, self.path, self._file = storage, path, file
         self.size = getattr(file, "size", 0)
 
+    def reserve(self, *args):
+        return self._storage.call("reserve", self.path, self._file.reserve, *args)
+
     def write(self, *args):
         return self._storage.call("write", self.path, self._file.write, *args)
 

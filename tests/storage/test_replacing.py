@@ -21,8 +21,9 @@ from saved_values import no_strays
 from torchkeep.errors import MissingFileError, StorageError
 from torchkeep.files.loading import load_from
 from torchkeep.files.saving import save_to
-from torchkeep.storage import transfer
+from torchkeep.storage import local, transfer
 from torchkeep.storage.local import LOCAL
+from torchkeep.storage.transfer import Chunk, write_chunks
 
 OLD, NEW = [torch.zeros(3)], {"small": torch.ones(5), "large": torch.randn(3_000_000)}
 
@@ -44,7 +45,8 @@ def test_a_save_syncs_the_file_before_the_rename_and_the_directory_after(path):
     """The order that makes a file durable: write, sync, rename, sync of the directory; each once."""
     calls = calls_of_a_save(path)
     assert calls[:3] == ["resolve", "replaceable_mode", "create"]
-    assert set(calls[3:-3]) == {"write"}
+    assert calls[3] == "reserve"
+    assert set(calls[4:-3]) == {"write"}
     assert calls[-3:] == ["sync", "rename", "sync_directory"]
 
 
@@ -235,6 +237,37 @@ def test_a_size_limit_is_told_and_leaves_the_old_file(path, tmp_path):
     assert caught.value.errno == errno.EFBIG
     assert path.read_bytes() == before
     no_strays(tmp_path, "file")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells before the first byte")
+def test_a_large_file_that_will_not_fit_is_refused_before_a_byte_is_copied(tmp_path):
+    """The system is asked for all blocks at once, so a disk that is too full says so in no time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = LOCAL.create(str(tmp_path / "file"), None)
+    asked = []
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        with pytest.raises(StorageError, match="ulimit") as caught:
+            write_chunks(file, [Chunk(4096, 64 * 2**20, 0, 0)], lambda *of: asked.append(of))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        file.close()
+    assert caught.value.errno == errno.EFBIG
+    assert asked == []
+
+
+def test_a_file_system_that_can_not_reserve_blocks_is_written_all_the_same(tmp_path, monkeypatch):
+    """NFS before 4.2 refuses it, and some systems have no such call: then blocks are found one by one."""
+
+    def refuse(*_):
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
+
+    large = torch.arange(5 * 2**20)
+    for fallocate in (refuse, None):
+        monkeypatch.setattr(local, "_fallocate", fallocate)
+        tk.save(large, tmp_path / "file")
+        assert torch.equal(tk.load(tmp_path / "file"), large)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110

@@ -8,18 +8,20 @@ import fcntl
 import os
 import random
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
 from torchkeep.errors import DamageError
-from torchkeep.formats.digests import digest
+from torchkeep.formats.digests import Nothing, digest
 from torchkeep.storage import local_reader
 from torchkeep.storage.buffers import PAGE, Buffer, aligned_part
 from torchkeep.storage.local import LOCAL
-from torchkeep.storage.transfer import Chunk, groups_of, read_chunks, write_chunks
+from torchkeep.storage.transfer import WINDOW, Chunk, groups_of, read_chunks, windows_of, write_chunks
 
 
 def chunks_over(sizes, start):
@@ -30,10 +32,10 @@ def chunks_over(sizes, start):
     return chunks
 
 
-def moved(path, sizes, start, *, in_place=False):
+def moved(path, sizes, start, *, in_place=False, whole=False):
     """Write random bytes in chunks of these sizes, read them back into other memory, and return both.
 
-    With ``in_place``, large ones are read straight to where they belong.
+    With ``in_place``, large ones are read straight to where they belong; with ``whole``, none is cut when written.
     """
     chunks = chunks_over(sizes, start)
     total = sum(sizes)
@@ -41,17 +43,18 @@ def moved(path, sizes, start, *, in_place=False):
     source, target = Buffer(total), Buffer(total)
     source.view[:total] = given_bytes
 
-    def give(chunk, address):
-        ctypes.memmove(address, source.address + chunk.start - start, chunk.nbytes)
+    def give(chunk, first, nbytes, address):
+        assert not first if whole else nbytes <= WINDOW
+        ctypes.memmove(address, source.address + chunk.start - start + first, nbytes)
 
     def take(chunk, address):
         ctypes.memmove(target.address + chunk.start - start, address, chunk.nbytes)
 
-    def check(chunk, view):
-        assert digest(view) == digests[chunk.tensor]
+    def check(chunk, found):
+        assert found.digest() == digests[chunk.tensor]
 
     file = LOCAL.create(str(path), None)
-    digests = write_chunks(file, chunks, give)
+    digests = write_chunks(file, chunks, give, whole=whole)
     file.close()
 
     def place(chunk):
@@ -59,7 +62,8 @@ def moved(path, sizes, start, *, in_place=False):
         return target.view[begin : begin + chunk.nbytes]
 
     reader = LOCAL.open(str(path))
-    read_chunks(reader, chunks, take, check, place if in_place else None)
+    read_chunks(reader, chunks, take, check, place if in_place else None, summing=blake3)
+    read_chunks(reader, chunks, None, check, summing=blake3)
     reader.close()
     assert digests == [digest(source.view[c.start - start : c.start - start + c.nbytes]) for c in chunks]
     return given_bytes, bytes(target.view[:total])
@@ -112,6 +116,13 @@ def test_every_byte_arrives_however_the_system_carries_it(tmp_path, monkeypatch,
         assert (tmp_path / "file").read_bytes()[start:] == sent
 
 
+@pytest.mark.parametrize(("sizes", "start"), SIZES.values(), ids=SIZES)
+def test_chunks_that_can_only_be_given_whole_are(tmp_path, sizes, start):
+    """Where cutting costs more than memory, every chunk is asked for once; the file is the same."""
+    sent, received = moved(tmp_path / "file", sizes, start, whole=True)
+    assert received == sent
+
+
 @pytest.mark.parametrize("start", [4096, 12_345])
 @pytest.mark.parametrize("cached", ["whole", "beginning", "with holes", "not"])
 @pytest.mark.parametrize("direct", ["direct", "refused", "refused when used", "short"])
@@ -147,18 +158,18 @@ def test_large_chunks_reach_their_place_whatever_the_cache_holds(tmp_path, monke
 def test_a_place_is_begun_before_its_first_byte_changes_and_only_if_there_is_one(tmp_path, monkeypatch, how):
     """What was not begun is as it was, however it is read; a chunk beyond the end of the file begins nothing."""
     path = tmp_path / "file"
-    path.write_bytes(b"\1" * 700_000)
+    path.write_bytes(b"\1" * 7_000_000)
     if how == "refused":
         monkeypatch.setattr(local_reader, "_DIRECT", 0)
     if how == "not cached":
         monkeypatch.setattr(local_reader, "_IF_CACHED", 0)
     reader = LOCAL.open(str(path))
-    room = memoryview(bytearray(900_000))
+    room = memoryview(bytearray(9_000_000))
     seen = []
 
     def read(start):
-        chunk = Chunk(start, 300_000, 0, 0)
-        place = room[start : start + 300_000]
+        chunk = Chunk(start, 3_000_000, 0, 0)
+        place = room[start : start + 3_000_000]
         read_chunks(
             reader,
             [chunk],
@@ -166,19 +177,20 @@ def test_a_place_is_begun_before_its_first_byte_changes_and_only_if_there_is_one
             lambda *_: None,
             lambda _: place,
             begun=lambda chunk: seen.append((chunk.start, bytes(place).count(1))),
+            summing=Nothing,
         )
 
     read(0)
     with pytest.raises(DamageError):
-        read(600_000)
-    assert dict(reversed(seen)) == {0: 0, 600_000: 0}
-    os.truncate(path, 600_000)
-    room[600_000:] = bytes(300_000)
+        read(6_000_000)
+    assert dict(reversed(seen)) == {0: 0, 6_000_000: 0}
+    os.truncate(path, 6_000_000)
+    room[6_000_000:] = bytes(3_000_000)
     seen.clear()
     with pytest.raises(DamageError):
-        read(600_000)
+        read(6_000_000)
     assert not seen
-    assert bytes(room).count(1) == 300_000
+    assert bytes(room).count(1) == 3_000_000
     reader.close()
 
 
@@ -232,9 +244,21 @@ def test_groups_hold_every_chunk_once_in_order(pieces, gap):
     assert [chunk for group in groups for chunk in group.chunks] == chunks
     assert [group.first for group in groups] == [group.chunks[0].tensor for group in groups]
     for group in groups:
-        assert len(group.chunks) == 1 or group.stop - group.start <= 8 * 2**20
+        assert len(group.chunks) == 1 or group.stop - group.start <= WINDOW
         for before, after in zip(group.chunks, group.chunks[1:], strict=False):
             assert after.start - before.start - before.nbytes <= gap
+
+
+@given(st.integers(0, 3 * PAGE), st.integers(1, 5 * WINDOW))
+def test_windows_cover_a_chunk_and_meet_where_pages_do(start, nbytes):
+    """No byte is left out or moved twice, direct I/O can carry all but the ends, and no window is too large."""
+    windows = list(windows_of(Chunk(start, nbytes, 0, 0)))
+    assert windows[0][0] == start
+    assert windows[-1][1] == start + nbytes
+    assert all(0 < stop - first <= WINDOW for first, stop in windows)
+    for (_, stop), (first, _) in pairwise(windows):
+        assert stop == first
+        assert first % PAGE == 0
 
 
 def test_the_first_failure_in_the_order_of_the_file_is_raised_and_threads_end(tmp_path):
@@ -244,13 +268,12 @@ def test_the_first_failure_in_the_order_of_the_file_is_raised_and_threads_end(tm
     reader = LOCAL.open(str(tmp_path / "file"))
     taken = []
 
-    def check(chunk, view):
-        del view
+    def check(chunk, _):
         if chunk.tensor >= 2:
             raise ValueError(chunk.tensor)
 
     with pytest.raises(ValueError, match="2"):
-        read_chunks(reader, chunks, lambda chunk, _: taken.append(chunk.tensor), check)
+        read_chunks(reader, chunks, lambda chunk, _: taken.append(chunk.tensor), check, summing=Nothing)
     reader.close()
     assert sorted(taken) == [0, 1]
     assert not [thread for thread in threading.enumerate() if thread.name == "torchkeep"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from torchkeep.archive.lines import damaged
 from torchkeep.archive.manifest import Piece, missing
+from torchkeep.archive.packs import Marked
 from torchkeep.errors import MissingCheckpointError, MissingFileError
-from torchkeep.formats.digests import digest
 from torchkeep.storage.transfer import Chunk, read_chunks
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def fetch(
     archive: Archive,
     manifest: Manifest,
     places: Sequence[Place],
-    take: Take,
+    take: Take | None,
     fail: Fail,
     *,
     room: Room | None,
-    verified: Callable[[str, int, memoryview], None],
+    verified: Callable[[str, int, int], None],
 ) -> None:
     """Read places pack by pack.
 
@@ -57,10 +57,10 @@ def fetch(
         archive: the store.
         manifest: of the checkpoint.
         places: what to read.
-        take: as for `Archive.read`.
+        take: as for `Archive.read`; None where they are only verified.
         fail: is told of each that is damaged.
         room: as for `Archive.read`.
-        verified: is told of each that is not: its pack, its first byte there, and its bytes.
+        verified: is told of each that is not: its pack, its first byte there, and its mark.
 
     Raises:
         DamageError: a pack is missing.
@@ -113,24 +113,24 @@ def _those_inside(file: ReadableFile, places: Sequence[Place], fail: Fail) -> Se
 def _read(
     file: ReadableFile,
     places: Sequence[Place],
-    take: Take,
+    take: Take | None,
     fail: Fail,
     *,
     room: Room | None,
-    verified: Callable[[int, memoryview], None],
+    verified: Callable[[int, int], None],
 ) -> None:
     bad: set[int] = set()
 
-    def check(chunk: Chunk, view: memoryview) -> None:
+    def check(chunk: Chunk, found: Marked) -> None:
         place = places[chunk.tensor]
-        if digest(view).hex() != place.piece.digest:
+        if found.hexdigest() != place.piece.digest:
             bad.add(chunk.tensor)
             fail(place, file.path, "the digest of these bytes differs")
         else:
-            verified(place.piece.start, view)
+            verified(place.piece.start, found.mark)
 
     def hand(chunk: Chunk, address: int) -> None:
-        if chunk.tensor not in bad:
+        if take is not None and chunk.tensor not in bad:
             take(*places[chunk.tensor], address)
 
     chunks = [
@@ -138,4 +138,4 @@ def _read(
         for position, place in enumerate(places)
     ]
     place = None if room is None else lambda chunk: room(*places[chunk.tensor])
-    read_chunks(file, chunks, hand, check, place=place)
+    read_chunks(file, chunks, None if take is None else hand, check, place, summing=Marked)

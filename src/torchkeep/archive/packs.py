@@ -5,6 +5,8 @@ from __future__ import annotations
 from ctypes import string_at
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from blake3 import blake3
+
 from torchkeep.archive.manifest import Pack, Piece
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import UnsavableError
@@ -72,10 +74,10 @@ def write_pack(file: WritableFile, pack: str, pieces: Sequence[Wanted]) -> Packe
     chunks = [Chunk(len(header) + offsets[position], pieces[position].nbytes, position, 0) for position in order]
     marks = [0] * len(pieces)
 
-    def give(chunk: Chunk, address: int) -> None:
-        wanted = pieces[chunk.tensor]
-        wanted.give(wanted.nbytes, address)
-        marks[chunk.tensor] = mark_of(beginning_at(address, wanted.nbytes))
+    def give(chunk: Chunk, first: int, nbytes: int, address: int) -> None:
+        pieces[chunk.tensor].give(first, nbytes, address)
+        if not first:
+            marks[chunk.tensor] = mark_of(beginning_at(address, nbytes))
 
     found = write_chunks(file, chunks, give)
     digests = [""] * len(pieces)
@@ -90,6 +92,22 @@ def write_pack(file: WritableFile, pack: str, pieces: Sequence[Wanted]) -> Packe
     size = len(header) + sum(wanted.nbytes for wanted in pieces)
     starts = [len(header) + offset for offset in offsets]
     return Packed(Pack(pack, size, len(header), digest(header).hex()), starts, digests, marks)
+
+
+class Marked:
+    """The running digest of a piece, and its mark; see `torchkeep.formats.digests.Running`.
+
+    Attributes:
+        mark: see `mark_of`.
+        update, hexdigest: those of the digest.
+    """
+
+    __slots__ = ("hexdigest", "mark", "update")
+
+    def __init__(self, data: memoryview) -> None:
+        running = blake3(data)
+        self.mark = mark_of(data)
+        self.update, self.hexdigest = running.update, running.hexdigest
 
 
 def mark_of(piece: bytes | memoryview) -> int:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from torchkeep.archive.fetching import Fail, Place, Room, Take, check_sizes, fail_at_once, fetch
 from torchkeep.archive.looking import Catalogue
-from torchkeep.archive.packs import mark_of
 from torchkeep.archive.tensors import runs_of
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import DamageError, NoMatchError
@@ -141,16 +140,19 @@ class Archive(Catalogue):
         self,
         manifest: Manifest,
         places: Sequence[Place],
-        take: Take,
+        take: Take | None,
         fail: Fail,
         room: Room | None = None,
     ) -> None:
-        """Read places pack by pack; ``fail`` is told of each that is damaged, and may raise."""
+        """Read places pack by pack; ``fail`` is told of each that is damaged, and may raise.
+
+        Without ``take`` they are only verified.
+        """
         if len(self._marks) > _MOST_MARKS:
             self._marks = {}  # costs nothing but that what was read is written again
 
-        def verified(pack: str, start: int, view: memoryview) -> None:
-            self._marks[pack, start] = mark_of(view)
+        def verified(pack: str, start: int, mark: int) -> None:
+            self._marks[pack, start] = mark
 
         fetch(self, manifest, places, take, fail, room=room, verified=verified)
 

@@ -64,14 +64,14 @@ def _same(want: Wanted, piece: Piece, mark: int, buffer: Buffer) -> bool:
     nbytes, address = want.nbytes, want.source
     if not isinstance(address, int):
         address = buffer.address
-        want.give(min(nbytes, MARK_BYTES), address)
+        want.give(0, min(nbytes, MARK_BYTES), address)
     beginning = beginning_at(address, nbytes)
     if mark_of(beginning) != mark:
         return False
     if len(beginning) == nbytes:
         return digest(beginning).hex() == piece.digest
     if address == buffer.address:
-        want.give(nbytes, address)
+        want.give(0, nbytes, address)
     return digest(memory_at(address, nbytes)).hex() == piece.digest
 
 

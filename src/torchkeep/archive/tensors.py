@@ -87,12 +87,12 @@ class Wanted(NamedTuple):
     nbytes: int
     source: Copy | int
 
-    def give(self, nbytes: int, address: int) -> None:
-        """Copy its first ``nbytes`` bytes to an address."""
+    def give(self, first: int, nbytes: int, address: int) -> None:
+        """Copy ``nbytes`` of its bytes, from ``first`` on, to an address."""
         if isinstance(self.source, int):
-            move(address, self.source, nbytes)
+            move(address, self.source + first, nbytes)
         else:
-            self.source(self.start, nbytes, address)
+            self.source(self.start + first, nbytes, address)
 
 
 def pieces_of(tensors: Mapping[str, TensorBytes], limit: int = CHUNK) -> Iterator[Wanted]:

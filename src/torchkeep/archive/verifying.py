@@ -128,7 +128,7 @@ class _Verifier:
         def fail(place: Place, _: str, problem: str) -> None:
             self._pieces[_key(manifest, place.piece)] = problem
 
-        self._archive.read_places(manifest, places, lambda *_: None, fail)
+        self._archive.read_places(manifest, places, None, fail)
 
     def _pack(self, pack: Pack) -> DamageError | None:
         """Compare a pack's size and header; the pieces are compared one by one."""

@@ -248,15 +248,16 @@ class _Origin:
         self._targets = targets
         self._lock = Lock()
 
-    def give(self, chunk: Chunk, address: int) -> None:
-        """Copy a chunk's bytes to an address."""
+    def give(self, chunk: Chunk, first: int, nbytes: int, address: int) -> None:
+        """Copy a part of a chunk to an address."""
         (name, source), target = self._sources[chunk.tensor], self._targets[chunk.tensor]
         step = _ELEMENTS * target.itemsize
         with self._lock:  # a source reads one piece at a time
-            for start in range(chunk.offset, chunk.offset + chunk.nbytes, step):
-                stop = min(start + step, chunk.offset + chunk.nbytes)
+            begin, end = chunk.offset + first, chunk.offset + first + nbytes
+            for start in range(begin, end, step):
+                stop = min(start + step, end)
                 part = self._read(name, source, target, (start // target.itemsize, stop // target.itemsize))
-                memmove(address + start - chunk.offset, part.data_ptr(), part.nbytes)
+                memmove(address + start - begin, part.data_ptr(), part.nbytes)
 
     def _read(self, name: str, source: torch.dtype, target: torch.dtype, span: tuple[int, int]) -> Tensor:
         found = self._elements.read(name, span[0] * source.itemsize, span[1] * source.itemsize)

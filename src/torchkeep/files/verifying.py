@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
-from zlib import crc32
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 
+from blake3 import blake3
 from msgspec import Struct
 
 from torchkeep.errors import DamageError, FormatError, TorchkeepError
 from torchkeep.formats.contents import Contents
-from torchkeep.formats.digests import digest
 from torchkeep.formats.locations import store_location
-from torchkeep.formats.pickles.checksums import joined_crc
+from torchkeep.formats.pickles.checksums import RunningCrc, joined_crc
 from torchkeep.formats.sharded import Sharded, described, is_index, model_at, parts_of
 from torchkeep.storage.transfer import Chunk, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torchkeep.formats.digests import Running
     from torchkeep.formats.pickles import Pickled
     from torchkeep.storage.base import ReadableFile, Storage
+
+    _Sum = TypeVar("_Sum", bound=Running)
 
 Status: TypeAlias = Literal["sound", "structure only", "damaged", "unreadable"]
 
@@ -182,11 +184,11 @@ def _of_contents(file: ReadableFile, contents: Contents) -> tuple[list[Damage], 
     size = contents.document.chunk
     wrong: list[Chunk] = []
 
-    def check(chunk: Chunk, view: memoryview) -> None:
-        if digest(view) != digests.of(names[chunk.tensor], chunk.offset // size):
+    def check(chunk: Chunk, found: blake3) -> None:
+        if found.digest() != digests.of(names[chunk.tensor], chunk.offset // size):
             wrong.append(chunk)
 
-    _read(file, spans, size, check)
+    _read(file, spans, size, check, blake3)
     return (
         [
             Damage(names[tensor], start, stop, "the digest of these bytes differs")
@@ -208,10 +210,10 @@ def _of_pickled(file: ReadableFile, pickled: Pickled) -> tuple[list[Damage], int
     spans = [(extent.start, extent.start + extent.nbytes) for extent in summed.values()]
     crcs: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def check(chunk: Chunk, view: memoryview) -> None:
-        crcs[chunk.tensor, chunk.offset] = crc32(view), chunk.nbytes
+    def check(chunk: Chunk, found: RunningCrc) -> None:
+        crcs[chunk.tensor, chunk.offset] = found.value, chunk.nbytes
 
-    _read(file, spans, _PIECE, check)
+    _read(file, spans, _PIECE, check, RunningCrc)
     found = [0] * len(spans)
     for (position, _), (crc, length) in sorted(crcs.items()):
         found[position] = joined_crc(found[position], crc, length)
@@ -224,7 +226,11 @@ def _of_pickled(file: ReadableFile, pickled: Pickled) -> tuple[list[Damage], int
 
 
 def _read(
-    file: ReadableFile, spans: Sequence[tuple[int, int]], size: int, check: Callable[[Chunk, memoryview], None]
+    file: ReadableFile,
+    spans: Sequence[tuple[int, int]],
+    size: int,
+    check: Callable[[Chunk, _Sum], None],
+    summing: Callable[[memoryview], _Sum],
 ) -> None:
     """Read ranges of a file in chunks, each numbered by its range."""
     chunks = [
@@ -232,7 +238,7 @@ def _read(
         for position, (start, stop) in enumerate(spans)
         for at in range(start, stop, size)
     ]
-    read_chunks(file, sorted(chunks), lambda *_: None, check)
+    read_chunks(file, sorted(chunks), None, check, summing=summing)
 
 
 def _ranges(wrong: Sequence[Chunk]) -> list[tuple[int, int, int]]:

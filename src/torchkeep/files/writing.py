@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import memmove
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -21,7 +20,7 @@ from torchkeep.formats.digests import (
 from torchkeep.formats.document import DOCUMENT_KEY, VERSION, Document, as_raw, encode_document
 from torchkeep.formats.locations import hides_checkpoint
 from torchkeep.formats.safetensors import MAX_HEADER, MAX_NDIM, Entry, compose_header
-from torchkeep.storage.buffers import Buffer
+from torchkeep.storage.buffers import Buffer, move
 from torchkeep.storage.replacing import replacing
 from torchkeep.storage.transfer import Chunk, write_chunks
 from torchkeep.tensors.copying import copy_out, plain_address
@@ -42,8 +41,8 @@ _PAGE: Final = 4096
 class Origin(Protocol):
     """Where the bytes of a file come from when not from memory."""
 
-    def give(self, chunk: Chunk, address: int) -> None:
-        """Copy a chunk's bytes to an address; called from several threads."""
+    def give(self, chunk: Chunk, first: int, nbytes: int, address: int) -> None:
+        """Copy a part of a chunk to an address, mostly all of it; called from several threads."""
         ...
 
     def finish(self) -> None:
@@ -191,17 +190,19 @@ def write_layout(storage: Storage, path: str, layout: Layout, origin: Origin | N
         raise StorageError(f"can't write {path!r}: that means a checkpoint in a store; choose another path")
     pointers = [plain_address(tensor) for tensor in layout.tensors] if origin is None else []
 
-    def give(chunk: Chunk, address: int) -> None:
+    def give(chunk: Chunk, first: int, nbytes: int, address: int) -> None:
         pointer = pointers[chunk.tensor]
         if pointer is None:
-            copy_out(layout.tensors[chunk.tensor], chunk.offset, chunk.nbytes, address)
+            copy_out(layout.tensors[chunk.tensor], chunk.offset + first, nbytes, address)
         else:
-            memmove(address, pointer + chunk.offset, chunk.nbytes)
+            move(address, pointer + chunk.offset + first, nbytes)
 
     header = layout.header
     with replacing(storage, path) as file:
-        digests = write_chunks(file, layout.chunks, give if origin is None else origin.give)
-        if origin is not None:
+        if origin is None:
+            digests = write_chunks(file, layout.chunks, give)
+        else:
+            digests = write_chunks(file, layout.chunks, origin.give, whole=True)
             origin.finish()
         text = encode_digests(digests).encode()
         header[layout.digests_at : layout.digests_at + len(text)] = text

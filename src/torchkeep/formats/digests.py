@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from blake3 import blake3
 
@@ -26,6 +26,24 @@ _BEFORE: Final = b'{"__metadata__":{"' + HEADER_KEY.encode() + b'":"'
 _FIRST: Final = 8 + len(_BEFORE)
 _DIGITS: Final = 64
 ZERO_DIGITS: Final = "0" * _DIGITS
+
+
+class Running(Protocol):
+    """A digest or a checksum of bytes that come one after the other, such as `blake3.blake3`."""
+
+    def update(self, data: memoryview, /) -> object:
+        """Go on with more bytes."""
+        ...
+
+
+class Nothing:
+    """A digest that nobody asks for."""
+
+    def __init__(self, data: memoryview) -> None:
+        """Take no notice."""
+
+    def update(self, data: memoryview) -> None:
+        """Take no notice."""
 
 
 def digest(data: bytes | bytearray | memoryview) -> bytes:

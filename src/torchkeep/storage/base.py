@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class WritableFile(Protocol):
     """A new file that is being written."""
 
+    def reserve(self, nbytes: int) -> None:
+        """Tell how long the file will be: a disk too full for it may refuse now, and writing may be faster."""
+        ...
+
     def write(self, start: int, buffer: Buffer, begin: int, end: int) -> None:
         """Write ``buffer[begin:end]`` at position ``start``, all of it."""
         ...

@@ -22,10 +22,10 @@ _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _IF_CACHED: Final = getattr(os, "RWF_NOWAIT", 0)
 PAYS_FROM: Final = 256 * 1024
 """Shorter reads and writes go through the page cache."""
-_BLOCK: Final = 1024 * 1024
-"""Read at a time on the way to elsewhere: it is still in the processor's cache when it is copied."""
+_REGION: Final = 16 * 1024 * 1024
+"""A part of a file that counts as cached or not."""
 _HOLES: Final = 8
-"""Pages missing in the cache that are waited for, before the rest of a chunk counts as not cached."""
+"""Pages missing in the cache that are waited for, before the rest of a region counts as not cached."""
 _STEP: Final = 64 * 1024
 NO_SUCH_IO: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What file systems say to kinds of I/O that they don't have."""
@@ -37,6 +37,7 @@ class LocalReader(FileReader):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._opened = os.fstat(self._descriptor)
+        self._holes: dict[int, int] = {}
         self._direct = open_direct(path, os.O_RDONLY)
         if self._direct is not None and not os.path.samestat(self._opened, os.fstat(self._direct)):
             os.close(self._direct)  # the name leads to another file by now
@@ -45,59 +46,65 @@ class LocalReader(FileReader):
     def fill(self, start: int, buffer: Buffer, begin: int, end: int) -> None:
         """Fill ``buffer[begin:end]`` from position ``start``."""
         shift = start - begin
-        if self._direct is not None and end - begin >= PAYS_FROM:
+        if end - begin >= PAYS_FROM:
             begin += self._fill_cached(start, buffer.view[begin:end])
         first, last = (begin, begin)
         if end - begin >= PAYS_FROM:
             first, last = aligned_part(shift + begin, buffer, begin, end)
-        first, last = self._read_direct(shift, buffer, first, last)
+        last = self._read_direct(shift, buffer, first, last)
         self._read(shift + begin, buffer.view[begin:first])
         self._read(shift + last, buffer.view[last:end])
 
     def fill_view(self, start: int, view: memoryview, buffer: Buffer, begun: Callable[[], object]) -> None:
         """Fill ``view`` from position ``start``; ``begun`` is called before the first byte changes."""
         done = 0
-        if self._direct is not None and len(view) >= PAYS_FROM:
+        if len(view) >= PAYS_FROM:
             done = self._fill_cached(start, view, begun)
-            done = self._fill_by_blocks(start, view, done, buffer, begun)
+        if len(view) - done >= PAYS_FROM:
+            done += self._fill_directly(start + done, view[done:], buffer, begun)
         if done < len(view):
             self._read(start + done, memoryview(bytearray(1)))  # fails, where all would, before anything changes
             begun()
             self._read(start + done, view[done:])
 
-    def _fill_by_blocks(
-        self, start: int, view: memoryview, done: int, buffer: Buffer, begun: Callable[[], object]
-    ) -> int:
-        """Fill ``view`` from byte ``done`` on by way of a buffer, as far as direct I/O reaches; return how far."""
-        address = addressof(c_char.from_buffer(view))
-        while len(view) - done >= PAYS_FROM:
-            lead = (start + done) % PAGE
-            stop = min(lead + len(view) - done, _BLOCK)
-            _, last = self._read_direct(start + done - lead, buffer, 0, stop + -stop % PAGE)
-            got = min(last, stop) - lead
-            if got <= 0:
-                break
-            begun()
-            memmove(address + done, buffer.address + lead, got)
-            done += got
-        return done
+    def _fill_directly(self, start: int, view: memoryview, buffer: Buffer, begun: Callable[[], object]) -> int:
+        """Fill ``view`` by way of a buffer, as far as direct I/O reaches; return how far."""
+        lead = start % PAGE
+        stop = lead + len(view)
+        got = min(self._read_direct(start - lead, buffer, 0, stop + -stop % PAGE), stop) - lead
+        if got <= 0:
+            return 0
+        begun()
+        memmove(addressof(c_char.from_buffer(view)), buffer.address + lead, got)
+        return got
 
     def _fill_cached(self, start: int, view: memoryview, begun: Callable[[], object] = bool) -> int:
         """Fill the beginning of ``view`` with what the page cache holds, and return how much that was."""
-        # A read that finds nothing starts reading ahead, all for nothing where direct I/O follows. One byte tells
-        # as much; the last one, since what other reads' reading ahead brought in is at the beginning.
-        if not self._get(memoryview(bytearray(1)), start + len(view) - 1):
+        region = start // _REGION
+        if self._direct is None or not self._holes_in(region) or not self._is_cached(start + len(view) - 1):
             return 0
         begun()
-        done = holes = 0
-        while done < len(view) and holes < _HOLES:
+        done = 0
+        while done < len(view) and self._holes[region]:
             if got := self._get(view[done:], start + done):
                 done += got
             else:  # a page was dropped from the cache: wait for that one
                 step = min(_STEP, len(view) - done)
                 self._read(start + done, view[done : done + step])
-                holes, done = holes + 1, done + step
+                self._holes[region] -= 1
+                done += step
         return done
+
+    def _holes_in(self, region: int) -> int:
+        """Return how many more missing pages are waited for in a region; 0 where it is not cached."""
+        if region not in self._holes:
+            # A read that finds nothing starts reading ahead, all for nothing where direct I/O follows. One byte
+            # tells as much; the last one, since what other reads' reading ahead brought in is at the beginning.
+            self._holes[region] = _HOLES if self._is_cached(min((region + 1) * _REGION, self.size) - 1) else 0
+        return self._holes[region]
+
+    def _is_cached(self, position: int) -> bool:
+        return self._get(memoryview(bytearray(1)), position) == 1
 
     def _get(self, view: memoryview, start: int) -> int:
         """Read what can be had without waiting."""
@@ -110,20 +117,19 @@ class LocalReader(FileReader):
                 return 0
             raise refused(cause, "read", self.path) from cause
 
-    def _read_direct(self, shift: int, buffer: Buffer, first: int, last: int) -> tuple[int, int]:
-        """Read what direct I/O can carry, and return what it carried."""
-        position = first
-        while self._direct is not None and position < last:
+    def _read_direct(self, shift: int, buffer: Buffer, first: int, last: int) -> int:
+        """Fill ``buffer[first:last]`` as far as direct I/O reaches, and return how far."""
+        while self._direct is not None and first < last:
             try:
-                got = os.preadv(self._direct, [buffer.view[position:last]], shift + position)
+                got = os.preadv(self._direct, [buffer.view[first:last]], shift + first)
             except OSError as cause:
                 if cause.errno not in NO_SUCH_IO:
                     raise refused(cause, "read", self.path) from cause
                 break
             if not got:
                 break
-            position += got
-        return first, position
+            first += got
+        return first
 
     def _read(self, start: int, view: memoryview) -> None:
         first, stop = start, start + len(view)

@@ -227,6 +227,10 @@ class MemoryWriter:
     def __init__(self, storage: MemoryStorage, path: str, node: Node) -> None:
         self._storage, self._path, self._node = storage, path, node
 
+    def reserve(self, nbytes: int) -> None:  # noqa: ARG002 - there is always room here
+        """Do nothing, but may fail as everything here."""
+        self._storage.called("reserve", self._path)
+
     def write(self, start: int, buffer: Buffer, begin: int, end: int) -> None:
         """Write ``buffer[begin:end]`` at position ``start``."""
         self._storage.called("write", self._path)

@@ -8,7 +8,6 @@ from collections import Counter
 from contextlib import closing
 from ctypes import memmove
 from typing import TYPE_CHECKING, Any, Final
-from zlib import crc32
 
 import torch
 from torch import nn
@@ -17,12 +16,13 @@ from torchkeep.dtypes import DTYPES
 from torchkeep.errors import FormatError, StorageError
 from torchkeep.formats.consistency import is_row_major
 from torchkeep.formats.contents import Stored
+from torchkeep.formats.digests import Nothing
 from torchkeep.formats.opening import differing
 from torchkeep.formats.pickles import pickled_of
-from torchkeep.formats.pickles.checksums import joined_crc
+from torchkeep.formats.pickles.checksums import RunningCrc, joined_crc
 from torchkeep.storage.buffers import memory_at
 from torchkeep.storage.local import LOCAL
-from torchkeep.storage.transfer import IN_PLACE, Chunk, read_chunks
+from torchkeep.storage.transfer import WINDOW, Chunk, read_chunks
 from torchkeep.tensors.copying import empty
 from torchkeep.tensors.dtypes import torch_dtype
 from torchkeep.tensors.making import Making
@@ -124,7 +124,7 @@ class PickledReader:
             return False
         extent = self.pickled.extents[storage.key]
         whole = described.numel * DTYPES[described.dtype].itemsize == extent.nbytes
-        return whole and extent.nbytes >= IN_PLACE and is_row_major(described.shape, described.stride)
+        return whole and extent.nbytes > WINDOW and is_row_major(described.shape, described.stride)
 
     def fill(self, pairs: Sequence[tuple[str, torch.Tensor]], begun: Callable[[int], object]) -> None:
         """Read tensors straight into targets of their shape, converting where dtypes differ.
@@ -146,7 +146,7 @@ class PickledReader:
             for (name, target), ref, extent in zip(pairs, refs, extents, strict=True)
         ]
         sums = _Sums(self._verify)
-        fill(self._file, destinations, _CHUNK, sums.check, begun)
+        fill(self._file, destinations, _CHUNK, sums.check, begun=begun, summing=sums.summing)
         for position, ((name, _), extent) in enumerate(zip(pairs, extents, strict=True)):
             self._compare(extent, sums.of(position), name)
         if self._file.has_changed():
@@ -236,7 +236,7 @@ class PickledReader:
         def place(chunk: Chunk) -> memoryview:
             return memory_at(addresses[chunk.tensor] + chunk.offset, chunk.nbytes)
 
-        read_chunks(self._file, chunks, take, sums.check, place)
+        read_chunks(self._file, chunks, take, sums.check, place, summing=sums.summing)
         return [sums.of(position) for position in range(len(places))]
 
     def _user(self, key: str) -> str:
@@ -257,17 +257,21 @@ class PickledReader:
 
 
 class _Sums:
-    """Checksums of storages, made of those of their chunks, which come in any order."""
+    """Checksums of storages, made of those of their chunks, which come in any order.
+
+    Attributes:
+        summing: begins the checksum of a chunk.
+    """
 
     def __init__(self, verify: bool) -> None:
+        self.summing: Callable[[memoryview], RunningCrc | Nothing] = RunningCrc if verify else Nothing
         self._verify = verify
         self._found: dict[int, dict[int, tuple[int, int]]] = {}
 
-    def check(self, chunk: Chunk, view: memoryview) -> None:
+    def check(self, chunk: Chunk, found: RunningCrc | Nothing) -> None:
         """Note a chunk's."""
-        if self._verify:
-            crc = crc32(view)
-            self._found.setdefault(chunk.tensor, {})[chunk.offset] = crc, chunk.nbytes
+        if isinstance(found, RunningCrc):
+            self._found.setdefault(chunk.tensor, {})[chunk.offset] = found.value, chunk.nbytes
 
     def of(self, position: int) -> int | None:
         """Return the checksum of a storage; None where none is asked for."""

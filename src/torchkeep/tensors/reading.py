@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ctypes import memmove
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
+from blake3 import blake3
 
 from torchkeep.errors import FormatError, NoMatchError
-from torchkeep.formats.digests import CHUNK, digest
+from torchkeep.formats.digests import CHUNK, Nothing
 from torchkeep.formats.opening import differing
 from torchkeep.storage.buffers import memory_at
 from torchkeep.storage.local import LOCAL
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchkeep.formats.contents import Contents, Stored
+    from torchkeep.formats.digests import Running
     from torchkeep.formats.document import View
     from torchkeep.storage.base import ReadableFile
+
+    _Sum = TypeVar("_Sum", bound=Running)
 
 
 class Destination(NamedTuple):
@@ -133,25 +137,30 @@ def read_into(
     digests = contents.digests if verify else None
     size = CHUNK if contents.document is None else contents.document.chunk
 
-    def check(chunk: Chunk, view: memoryview) -> None:
-        if digests is not None:
-            name = destinations[chunk.tensor].stored.name
-            if digest(view) != digests.of(name, chunk.offset // size):
-                raise differing(contents.path, chunk.start, chunk.start + chunk.nbytes, name)
+    if digests is None:
+        fill(file, destinations, size, lambda *_: None, begun=begun, summing=Nothing)
+        if file.has_changed():
+            raise changed(contents.path)
+        return
 
-    fill(file, destinations, size, check, begun)
-    if digests is None and file.has_changed():
-        raise changed(contents.path)
+    def check(chunk: Chunk, found: blake3) -> None:
+        name = destinations[chunk.tensor].stored.name
+        if found.digest() != digests.of(name, chunk.offset // size):
+            raise differing(contents.path, chunk.start, chunk.start + chunk.nbytes, name)
+
+    fill(file, destinations, size, check, begun=begun, summing=blake3)
 
 
 def fill(
     file: ReadableFile,
     destinations: Sequence[Destination],
     size: int,
-    check: Callable[[Chunk, memoryview], None],
+    check: Callable[[Chunk, _Sum], None],
+    *,
     begun: Callable[[int], object],
+    summing: Callable[[memoryview], _Sum],
 ) -> None:
-    """Read entries into tensors in chunks of ``size`` bytes, each given to ``check``; see `read_into`."""
+    """Read entries into tensors in chunks of ``size`` bytes; see `read_into` and `read_chunks`."""
     takers = [_Taker(destination) for destination in destinations]
 
     def take(chunk: Chunk, address: int) -> None:
@@ -162,7 +171,7 @@ def fill(
         return takers[chunk.tensor].place(chunk)
 
     chunks = sorted(_chunks(destinations, size))
-    read_chunks(file, chunks, take, check, place, begun=lambda chunk: begun(chunk.tensor))
+    read_chunks(file, chunks, take, check, place, begun=lambda chunk: begun(chunk.tensor), summing=summing)
 
 
 class _Taker:

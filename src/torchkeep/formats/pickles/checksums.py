@@ -8,9 +8,27 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import Final
+from zlib import crc32
 
 _DIVISOR: Final = 0xEDB88320
 _ONE: Final = 1 << 31
+
+
+class RunningCrc:
+    """The CRC-32 of bytes that come one after the other; see `torchkeep.formats.digests.Running`.
+
+    Attributes:
+        value: of those so far.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, data: memoryview) -> None:
+        self.value = crc32(data)
+
+    def update(self, data: memoryview) -> None:
+        """Go on with more bytes."""
+        self.value = crc32(data, self.value)
 
 
 def joined_crc(crc: int, following: int, nbytes: int) -> int:
