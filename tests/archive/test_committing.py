@@ -124,8 +124,8 @@ def test_bytes_that_lie_together_in_memory_are_compared_where_they_are(disk):
     memory.view[:] = bytes(range(250)) * 40
     with writer(disk, chunk=4 * 4096) as store:
         tensors = {
-            "long": TensorBytes.whole("uint8", (9_000,), memory.address),
-            "short": TensorBytes.whole("uint8", (100,), memory.address + 9_000),
+            "long": TensorBytes.whole("uint8", (9_000,), memory.view[:9_000]),
+            "short": TensorBytes.whole("uint8", (100,), memory.view[9_000:9_100]),
         }
         store.commit(1, tensors)
         assert store.commit(2, tensors).summary.written == 0

@@ -13,6 +13,7 @@ from crash_explorer import STATES_PER_POINT, Explorer, KilledError, Life, Saved,
 from torchkeep.archive import Retention
 from torchkeep.errors import StorageError
 from torchkeep.training.state.capturing import Captured
+from torchkeep.training.state.holding import hold
 from torchkeep.training.store.flights import Flights
 from torchkeep.training.store.gates import closed_gates
 
@@ -43,7 +44,8 @@ class Training(Life):
                 torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0)
             )
         names = frozenset(self._tensors)
-        captured = Captured(self._tensors, {}, {"number": number}, None, names - {"frozen"}, (), (), {})
+        held = {name: hold(tensor) for name, tensor in self._tensors.items()}
+        captured = Captured(self._tensors, held, {}, {"number": number}, None, names - {"frozen"}, (), (), {})
         self.allowed |= {Saved(step, number)}
         self.kept = frozenset(sorted(self.kept)[-(LAST - 1) :])  # the save in flight may prune the others
         self._promise()

@@ -43,9 +43,9 @@ def moved(path, sizes, start, *, in_place=False, whole=False):
     source, target = Buffer(total), Buffer(total)
     source.view[:total] = given_bytes
 
-    def give(chunk, first, nbytes, address):
-        assert not first if whole else nbytes <= WINDOW
-        ctypes.memmove(address, source.address + chunk.start - start + first, nbytes)
+    def give(chunk, first, room, address):
+        assert len(room) == chunk.nbytes if whole else len(room) <= WINDOW
+        ctypes.memmove(address, source.address + chunk.start - start + first, len(room))
 
     def take(chunk, address):
         ctypes.memmove(target.address + chunk.start - start, address, chunk.nbytes)

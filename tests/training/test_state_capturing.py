@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import pickle
 import random
@@ -14,8 +15,10 @@ from torch import nn
 
 import torchkeep as tk
 from torchkeep.archive.described import Described, decode_state
+from torchkeep.archive.tensors import pieces_of
 from torchkeep.errors import StateError, UnsavableError
 from torchkeep.training.state.capturing import capture
+from torchkeep.training.state.states import BareModule
 from training_runs import Store, bits, mlp, same, steps
 
 
@@ -413,6 +416,21 @@ def _swap_memory(state, rng):
     rng.choice(list(state.model)).bias.data = torch.randn(3)
 
 
+def _transpose(state, rng):
+    weight = rng.choice(list(state.model)).weight
+    weight.data = weight.data.t()
+
+
+def _convert(state, rng):
+    layer = rng.choice(list(state.model))
+    layer.bias.data = layer.bias.data.to(rng.choice([torch.float32, torch.float64, torch.complex64]))
+
+
+def _conjugate(state, rng):
+    layer = rng.choice(list(state.model))
+    layer.bias.data = layer.bias.data.conj()
+
+
 def _alias_value(state, rng):
     state.values[rng.choice("abc")] = rng.choice(list(state.model)).weight.detach()
 
@@ -439,7 +457,7 @@ def _new_optimizer(state, rng):
 def _replace_state(state, rng):
     for held in state.optimizer.state.values():
         for key in held:
-            if rng.random() < 0.3:
+            if isinstance(held[key], torch.Tensor) and rng.random() < 0.3:
                 held[key] = held[key].clone()
 
 
@@ -474,11 +492,28 @@ def test_what_is_remembered_never_differs_from_a_fresh_look(seed):
     torch.manual_seed(seed)
     net = nn.Sequential(*[nn.Linear(3, 3) for _ in range(4)])
     state = tk.TrainingState(model=net, optimizer=torch.optim.Adam(net.parameters()), values={})
+    bare = BareModule(net)
     for _ in range(60):
         rng.choice(_CHANGES)(state, rng)
+        assert lying(capture(bare)) == lying(capture(net))
         found = capture(state)
         fresh = capture(tk.TrainingState(model=net, optimizer=state.optimizer, values=state.values))
         names = [name for name in fresh.tensors if not name.startswith("rng.")]
         assert found.tensors.keys() == fresh.tensors.keys()
         assert all(found.tensors[name] is fresh.tensors[name] for name in names)
         assert (found.aliases, found.stepped, found.tree) == (fresh.aliases, fresh.stepped, fresh.tree)
+        assert lying(found, names) == lying(fresh, names)
+
+
+def lying(captured, names=None):
+    """Describe where tensors lie and what a commit would write."""
+    found = {}
+    for name in captured.held if names is None else names:
+        tensor, address, nbytes, live = captured.held[name]
+        copy = ctypes.create_string_buffer(nbytes)
+        pieces = list(pieces_of({name: live}))
+        for piece in pieces:
+            piece.give(0, memoryview(copy).cast("B"), ctypes.addressof(copy))
+        shapes = [piece[:-1] for piece in pieces]
+        found[name] = (address, tensor.dtype, tensor.shape, tensor.stride(), shapes, copy.raw)
+    return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from torchkeep.archive.manifest import Body, Pack, Piece, Stored
-from torchkeep.archive.packs import Packed, piece_in
+from torchkeep.archive.packs import Packed, pieces_in
 from torchkeep.errors import UnsavableError
 
 if TYPE_CHECKING:
@@ -101,8 +101,9 @@ def compose_body(
     packs: list[Pack] = [one.packed.pack for one in filled]
     places: dict[int, Piece] = {}
     for number, one in enumerate(filled):
-        for index, position in enumerate(one.positions):
-            places[position] = piece_in(one.packed, index, wanted[position], number)
+        places.update(
+            zip(one.positions, pieces_in(one.packed, [wanted[at] for at in one.positions], number), strict=True)
+        )
     if base is not None:
         used = sorted({piece.pack for piece in kept.values()})
         numbers = {pack: len(packs) + index for index, pack in enumerate(used)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ctypes import string_at
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from blake3 import blake3
 
 from torchkeep.archive.manifest import Pack, Piece
+from torchkeep.archive.tensors import Wanted
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import UnsavableError
 from torchkeep.formats.digests import (
@@ -28,11 +28,15 @@ from torchkeep.storage.transfer import Chunk, write_chunks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torchkeep.archive.tensors import Wanted
     from torchkeep.storage.base import WritableFile
+
+Marks: TypeAlias = dict[str, dict[int, int]]
+"""The marks of pieces that this process wrote or verified, by pack and first byte; see `mark_of`."""
 
 MARK_BYTES: Final = 4096
 """How much of a piece its mark covers."""
+_SHAPE: Final = Wanted._fields.index("start")
+"""So many of a piece's fields decide how a pack is laid out."""
 _DIGESTS_BEFORE: Final = rb"\"digests\":\""
 
 
@@ -52,45 +56,78 @@ class Packed(NamedTuple):
     marks: Sequence[int]
 
 
-def piece_in(packed: Packed, position: int, wanted: Wanted, pack: int) -> Piece:
-    """Return the piece that was written at ``position``, for a manifest in which the pack has number ``pack``."""
-    start = packed.starts[position]
-    return Piece(wanted.offset, wanted.shape, pack, start, start + wanted.nbytes, packed.digests[position])
+def pieces_in(packed: Packed, wanted: Sequence[Wanted], pack: int) -> list[Piece]:
+    """Return the pieces that were written, for a manifest in which the pack has number ``pack``."""
+    return [
+        Piece(want.offset, want.shape, pack, start, start + want.nbytes, digest)
+        for want, start, digest in zip(wanted, packed.starts, packed.digests, strict=True)
+    ]
 
 
-def write_pack(file: WritableFile, pack: str, pieces: Sequence[Wanted]) -> Packed:
+class Layout(NamedTuple):
+    """Where in a pack what will be.
+
+    Attributes:
+        header: the file's, but for its digests.
+        chunks: of the pieces, in the order of the file; their tensors are positions among the pieces.
+        starts: first byte in the file of each piece.
+        size: of the file.
+    """
+
+    header: bytes
+    chunks: Sequence[Chunk]
+    starts: Sequence[int]
+    size: int
+
+
+class Layouts:
+    """Lays packs out, and remembers the last one: what changes from save to save has mostly the same shape."""
+
+    def __init__(self) -> None:
+        self._shapes: list[tuple[Any, ...]] = []
+        self._layout: Layout | None = None
+
+    def of(self, pieces: Sequence[Wanted]) -> Layout:
+        """Return the layout of a pack; raises what `write_pack` does."""
+        shapes = [piece[:_SHAPE] for piece in pieces]  # all but where the bytes are, which would be kept alive
+        if self._layout is None or shapes != self._shapes:
+            self._layout = _lay_out(pieces)
+            self._shapes = shapes
+        return self._layout
+
+
+def write_pack(file: WritableFile, pack: str, pieces: Sequence[Wanted], layouts: Layouts) -> Packed:
     """Write a pack, and sync it.
 
     Args:
         file: the new file.
         pack: its id.
         pieces: what it is to hold.
+        layouts: may know already how that is laid out.
 
     Raises:
         UnsavableError: names and shapes make a longer header than readers accept.
         StorageError: the operating system refused.
     """
-    header, offsets, order = _lay_out(pieces)
-    chunks = [Chunk(len(header) + offsets[position], pieces[position].nbytes, position, 0) for position in order]
+    empty, chunks, starts, size = layouts.of(pieces)
+    header = bytearray(empty)
     marks = [0] * len(pieces)
 
-    def give(chunk: Chunk, first: int, nbytes: int, address: int) -> None:
-        pieces[chunk.tensor].give(first, nbytes, address)
+    def give(chunk: Chunk, first: int, room: memoryview, address: int) -> None:
+        pieces[chunk.tensor].give(first, room, address)
         if not first:
-            marks[chunk.tensor] = mark_of(beginning_at(address, nbytes))
+            marks[chunk.tensor] = mark_of(room)
 
     found = write_chunks(file, chunks, give)
     digests = [""] * len(pieces)
-    for position, value in zip(order, found, strict=True):
-        digests[position] = value.hex()
+    for chunk, value in zip(chunks, found, strict=True):
+        digests[chunk.tensor] = value.hex()
     text = encode_digests(found).encode()
     at = header.index(_DIGESTS_BEFORE) + len(_DIGESTS_BEFORE)
     header[at : at + len(text)] = text
     seal(header)
     write_all(file, bytes(header))
     file.sync()
-    size = len(header) + sum(wanted.nbytes for wanted in pieces)
-    starts = [len(header) + offset for offset in offsets]
     return Packed(Pack(pack, size, len(header), digest(header).hex()), starts, digests, marks)
 
 
@@ -119,11 +156,6 @@ def mark_of(piece: bytes | memoryview) -> int:
     return hash(bytes(piece[:MARK_BYTES]))
 
 
-def beginning_at(address: int, nbytes: int) -> bytes:
-    """Return a copy of those bytes of a piece of ``nbytes`` bytes at an address that its mark covers."""
-    return string_at(address, min(nbytes, MARK_BYTES))
-
-
 def write_all(file: WritableFile, content: bytes) -> None:
     """Write bytes at the beginning of a file."""
     buffer = Buffer(len(content))
@@ -131,8 +163,8 @@ def write_all(file: WritableFile, content: bytes) -> None:
     file.write(0, buffer, 0, len(content))
 
 
-def _lay_out(pieces: Sequence[Wanted]) -> tuple[bytearray, list[int], list[int]]:
-    """Return the header but for its digests, where each piece begins in the data, and the order of their bytes.
+def _lay_out(pieces: Sequence[Wanted]) -> Layout:
+    """Decide where every byte goes.
 
     First come those of whole pages, so that direct I/O can carry them; then the larger elements first, so that
     each is aligned.
@@ -163,7 +195,9 @@ def _lay_out(pieces: Sequence[Wanted]) -> tuple[bytearray, list[int], list[int]]
             f"names and shapes would make a header of {len(header)} bytes, and readers accept {MAX_HEADER}; "
             "save fewer or larger tensors"
         )
-    return header, offsets, order
+    starts = [len(header) + offset for offset in offsets]
+    chunks = [Chunk(starts[position], pieces[position].nbytes, position, 0) for position in order]
+    return Layout(bytes(header), chunks, starts, len(header) + reached)
 
 
 def _entry_name(wanted: Wanted, taken: dict[str, Entry]) -> str:

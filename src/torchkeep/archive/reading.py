@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from torchkeep.archive.manifest import Manifest, Name, Piece, Stored
+    from torchkeep.archive.packs import Marks
     from torchkeep.storage.folders import FolderStorage
 
 
@@ -55,7 +56,7 @@ class Archive(Catalogue):
 
     def __init__(self, storage: FolderStorage, root: str) -> None:
         super().__init__(storage, root)
-        self._marks: dict[tuple[str, int], int] = {}
+        self._marks: Marks = {}
 
     @classmethod
     def open(cls, storage: FolderStorage, root: str) -> Self:
@@ -148,11 +149,11 @@ class Archive(Catalogue):
 
         Without ``take`` they are only verified.
         """
-        if len(self._marks) > _MOST_MARKS:
+        if sum(map(len, list(self._marks.values()))) > _MOST_MARKS:
             self._marks = {}  # costs nothing but that what was read is written again
 
         def verified(pack: str, start: int, mark: int) -> None:
-            self._marks[pack, start] = mark
+            self._marks.setdefault(pack, {})[start] = mark
 
         fetch(self, manifest, places, take, fail, room=room, verified=verified)
 

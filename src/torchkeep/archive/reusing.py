@@ -5,14 +5,15 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from torchkeep.archive.packs import MARK_BYTES, beginning_at, mark_of
+from torchkeep.archive.packs import MARK_BYTES, mark_of
 from torchkeep.formats.digests import digest
-from torchkeep.storage.buffers import Buffer, memory_at
+from torchkeep.storage.buffers import Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torchkeep.archive.manifest import Manifest, Piece
+    from torchkeep.archive.packs import Marks
     from torchkeep.archive.tensors import Wanted
 
 _THREADS: Final = 2
@@ -22,26 +23,31 @@ _SMALL: Final = 64 * 1024
 """Pieces of fewer bytes are not worth one: they take time that threads can't share."""
 
 
-def unchanged(wanted: Sequence[Wanted], base: Manifest, marks: Mapping[tuple[str, int], int]) -> dict[int, Piece]:
+def unchanged(wanted: Sequence[Wanted], base: Manifest, marks: Marks) -> dict[int, Piece]:
     """Return the pieces of ``base`` that have the same bytes as wanted ones, by position among these.
 
     Args:
         wanted: pieces of the state to be committed.
         base: the last committed checkpoint.
-        marks: marks of the pieces that this process wrote or verified, by pack and first byte; others don't count.
+        marks: of the pieces that this process wrote or verified; others don't count.
     """
-    pieces = {
-        (name, piece.offset): (tensor.dtype, piece)
-        for name, tensor in base.tensors.items()
-        for piece in tensor.pieces
+    # Nearly all tensors of most states are one piece.
+    parts = {
+        (name, piece.offset): piece
+        for name, stored in base.tensors.items()
+        if len(stored.pieces) > 1
+        for piece in stored.pieces
     }
-    ids = [pack.id for pack in base.body.packs]
+    known = [marks.get(pack.id, {}) for pack in base.body.packs]
     candidates: list[tuple[int, Piece, int]] = []
     for position, want in enumerate(wanted):
-        dtype, piece = pieces.get((want.tensor, want.offset), ("", None))
-        if piece is None or dtype != want.dtype or piece.shape != want.shape:
+        stored = base.tensors.get(want.tensor)
+        if stored is None or stored.dtype != want.dtype or not stored.pieces:
             continue
-        mark = marks.get((ids[piece.pack], piece.start))
+        piece = stored.pieces[0] if len(stored.pieces) == 1 else parts.get((want.tensor, want.offset))
+        if piece is None or piece.shape != want.shape or piece.offset != want.offset:
+            continue
+        mark = known[piece.pack].get(piece.start)
         if mark is not None:
             candidates.append((position, piece, mark))
 
@@ -61,18 +67,15 @@ def unchanged(wanted: Sequence[Wanted], base: Manifest, marks: Mapping[tuple[str
 
 def _same(want: Wanted, piece: Piece, mark: int, buffer: Buffer) -> bool:
     """Compare the beginning first: what training changes, it changes there already."""
-    nbytes, address = want.nbytes, want.source
-    if not isinstance(address, int):
-        address = buffer.address
-        want.give(0, min(nbytes, MARK_BYTES), address)
-    beginning = beginning_at(address, nbytes)
-    if mark_of(beginning) != mark:
+    if isinstance(want.source, memoryview):
+        return mark_of(want.source) == mark and digest(want.source).hex() == piece.digest
+    room = buffer.view[: want.nbytes]
+    want.give(0, room[:MARK_BYTES], buffer.address)
+    if mark_of(room) != mark:
         return False
-    if len(beginning) == nbytes:
-        return digest(beginning).hex() == piece.digest
-    if address == buffer.address:
-        want.give(0, nbytes, address)
-    return digest(memory_at(address, nbytes)).hex() == piece.digest
+    if want.nbytes > MARK_BYTES:
+        want.give(0, room, buffer.address)
+    return digest(room).hex() == piece.digest
 
 
 def worth_keeping(found: Mapping[int, Piece], base: Manifest) -> dict[int, Piece]:

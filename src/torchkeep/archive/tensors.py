@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
 
 from torchkeep.dtypes import DTYPES
 from torchkeep.formats.digests import CHUNK
-from torchkeep.storage.buffers import move
+from torchkeep.storage.buffers import copy_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,13 +27,13 @@ class Part(NamedTuple):
     Attributes:
         offset: its first element in the whole tensor.
         shape: its sizes.
-        source: gives its bytes; or where they lie together in this process's memory, which the caller keeps: they
-            are compared there instead of being copied first.
+        source: gives its bytes; or the memory where they lie together, which the caller keeps: they are compared
+            there instead of being copied first.
     """
 
     offset: _Shape
     shape: _Shape
-    source: Copy | int
+    source: Copy | memoryview
 
 
 class TensorBytes(NamedTuple):
@@ -50,7 +50,7 @@ class TensorBytes(NamedTuple):
     parts: tuple[Part, ...]
 
     @classmethod
-    def whole(cls, dtype: str, shape: _Shape, source: Copy | int) -> Self:
+    def whole(cls, dtype: str, shape: _Shape, source: Copy | memoryview) -> Self:
         """Describe a tensor that is all in one memory; see `Part`."""
         return cls(dtype, shape, (Part((0,) * len(shape), shape, source),))
 
@@ -75,7 +75,7 @@ class Wanted(NamedTuple):
         whole: whether it is the whole tensor.
         start: its first byte in its part.
         nbytes: its size.
-        source: gives the part's bytes; or where the piece's own lie together in memory.
+        source: gives the part's bytes; or the memory of the piece's own.
     """
 
     tensor: str
@@ -85,14 +85,14 @@ class Wanted(NamedTuple):
     whole: bool
     start: int
     nbytes: int
-    source: Copy | int
+    source: Copy | memoryview
 
-    def give(self, first: int, nbytes: int, address: int) -> None:
-        """Copy ``nbytes`` of its bytes, from ``first`` on, to an address."""
-        if isinstance(self.source, int):
-            move(address, self.source + first, nbytes)
+    def give(self, first: int, room: memoryview, address: int) -> None:
+        """Copy its bytes, from ``first`` on, to memory that begins at an address, as many as there is room for."""
+        if isinstance(self.source, memoryview):
+            copy_view(room, self.source[first : first + len(room)])
         else:
-            self.source(self.start + first, nbytes, address)
+            self.source(self.start + first, len(room), address)
 
 
 def pieces_of(tensors: Mapping[str, TensorBytes], limit: int = CHUNK) -> Iterator[Wanted]:
@@ -108,7 +108,7 @@ def pieces_of(tensors: Mapping[str, TensorBytes], limit: int = CHUNK) -> Iterato
             for offset, shape in cut(box, itemsize, limit):
                 nbytes = prod(shape) * itemsize
                 at = tuple(map(sum, zip(first, offset, strict=True)))
-                here = source + start if isinstance(source, int) else source
+                here = source[start : start + nbytes] if isinstance(source, memoryview) else source
                 yield Wanted(name, dtype, at, shape, shape == whole, start, nbytes, here)
                 start += nbytes
 

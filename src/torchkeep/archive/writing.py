@@ -23,7 +23,7 @@ from torchkeep.archive.manifest import (
     file_name,
 )
 from torchkeep.archive.marker import LOCK
-from torchkeep.archive.packs import write_pack
+from torchkeep.archive.packs import Layouts, write_pack
 from torchkeep.archive.preparing import make_root, prepare
 from torchkeep.archive.pruning import doomed, untouchable
 from torchkeep.archive.publishing import Publisher
@@ -85,7 +85,7 @@ class Writer(Archive):
     ) -> None:
         self._chunk, self._ids, self._clock = min(chunk, CHUNK), ids, clock
         self._best = retention.best if retention else None
-        self._busy = Lock()
+        self._busy, self._layouts = Lock(), Layouts()
         self._good: set[int] = set()
         self._uses: dict[str, frozenset[str]] = {}
         root = storage.resolve(root)
@@ -153,7 +153,8 @@ class Writer(Archive):
                 f"{manifest.path!r}, which was restored here, was pruned by another process that wrote to this "
                 "store meanwhile; restore another checkpoint first"
             )
-        self._marks.update(reader._marks)  # noqa: SLF001 - of the same class
+        for pack, marks in reader._marks.items():  # noqa: SLF001 - of the same class
+            self._marks.setdefault(pack, {}).update(marks)
         self.build_on(manifest)
 
     def commit(
@@ -228,7 +229,7 @@ class Writer(Archive):
             name, pieces = self._ids(), [wanted[position] for position in group]
             ready, packed = self._files.write(
                 self.pack_path(name),
-                lambda file: write_pack(file, name, pieces),  # noqa: B023 - called at once
+                lambda file: write_pack(file, name, pieces, self._layouts),  # noqa: B023 - called at once
             )
             filled.append(Filled(ready, group, packed))
         return filled
@@ -249,12 +250,9 @@ class Writer(Archive):
     def _follow(self, manifest: Manifest, filled: Sequence[Filled]) -> None:
         """Build on a checkpoint that was just committed: what it holds need not be written again."""
         for one in filled:
-            pack = one.packed
-            self._marks.update(
-                {(pack.pack.id, start): mark for start, mark in zip(pack.starts, pack.marks, strict=True)}
-            )
+            self._marks[one.packed.pack.id] = dict(zip(one.packed.starts, one.packed.marks, strict=True))
         used = self._uses[manifest.path.rpartition("/")[2]] = frozenset(pack.id for pack in manifest.body.packs)
-        self._marks = {place: mark for place, mark in self._marks.copy().items() if place[0] in used}
+        self._marks = {pack: marks for pack, marks in self._marks.copy().items() if pack in used}
         self._good.add(manifest.sequence)
         self.build_on(manifest)
 

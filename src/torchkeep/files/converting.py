@@ -248,12 +248,12 @@ class _Origin:
         self._targets = targets
         self._lock = Lock()
 
-    def give(self, chunk: Chunk, first: int, nbytes: int, address: int) -> None:
-        """Copy a part of a chunk to an address."""
+    def give(self, chunk: Chunk, first: int, room: memoryview, address: int) -> None:
+        """Copy a part of a chunk to memory that begins at an address."""
         (name, source), target = self._sources[chunk.tensor], self._targets[chunk.tensor]
         step = _ELEMENTS * target.itemsize
         with self._lock:  # a source reads one piece at a time
-            begin, end = chunk.offset + first, chunk.offset + first + nbytes
+            begin, end = chunk.offset + first, chunk.offset + first + len(room)
             for start in range(begin, end, step):
                 stop = min(start + step, end)
                 part = self._read(name, source, target, (start // target.itemsize, stop // target.itemsize))

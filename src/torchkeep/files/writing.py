@@ -41,8 +41,8 @@ _PAGE: Final = 4096
 class Origin(Protocol):
     """Where the bytes of a file come from when not from memory."""
 
-    def give(self, chunk: Chunk, first: int, nbytes: int, address: int) -> None:
-        """Copy a part of a chunk to an address, mostly all of it; called from several threads."""
+    def give(self, chunk: Chunk, first: int, room: memoryview, address: int) -> None:
+        """Copy a part of a chunk to memory that begins at an address; see `write_chunks`."""
         ...
 
     def finish(self) -> None:
@@ -190,12 +190,12 @@ def write_layout(storage: Storage, path: str, layout: Layout, origin: Origin | N
         raise StorageError(f"can't write {path!r}: that means a checkpoint in a store; choose another path")
     pointers = [plain_address(tensor) for tensor in layout.tensors] if origin is None else []
 
-    def give(chunk: Chunk, first: int, nbytes: int, address: int) -> None:
+    def give(chunk: Chunk, first: int, room: memoryview, address: int) -> None:
         pointer = pointers[chunk.tensor]
         if pointer is None:
-            copy_out(layout.tensors[chunk.tensor], chunk.offset + first, nbytes, address)
+            copy_out(layout.tensors[chunk.tensor], chunk.offset + first, len(room), address)
         else:
-            move(address, pointer + chunk.offset + first, nbytes)
+            move(address, pointer + chunk.offset + first, len(room))
 
     header = layout.header
     with replacing(storage, path) as file:

@@ -16,6 +16,18 @@ _move_quickly = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_voi
 )
 
 
+_PRIVATE: Final = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+
+
+def anonymous(nbytes: int) -> mmap.mmap:
+    """Return memory of this process alone: what a forked child shares with it, neither sees the other write.
+
+    Raises:
+        OSError: there is not that much.
+    """
+    return mmap.mmap(-1, nbytes, flags=_PRIVATE) if _PRIVATE else mmap.mmap(-1, nbytes)
+
+
 class Buffer:
     """A block of memory that begins at a page, zeroed.
 
@@ -25,7 +37,7 @@ class Buffer:
     """
 
     def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, max(size, 1))
+        self._memory = anonymous(max(size, 1))
         self.view = memoryview(self._memory)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
@@ -38,8 +50,22 @@ def move(address: int, source: int, nbytes: int) -> None:
     (_move_quickly if nbytes < _QUICK else ctypes.memmove)(address, source, nbytes)
 
 
+def copy_view(target: memoryview, source: memoryview) -> None:
+    """Copy bytes to memory of the same size."""
+    if len(source) < _QUICK:
+        target[:] = source
+    else:
+        ctypes.memmove(_address(target), _address(source), len(source))
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
 def memory_at(address: int, nbytes: int) -> memoryview:
     """Return memory that someone else keeps alive, as writable bytes."""
+    if not nbytes:
+        return memoryview(bytearray())
     return memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
 
 

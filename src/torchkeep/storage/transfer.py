@@ -78,7 +78,7 @@ class Group(NamedTuple):
 def write_chunks(
     file: WritableFile,
     chunks: Sequence[Chunk],
-    give: Callable[[Chunk, int, int, int], None],
+    give: Callable[[Chunk, int, memoryview, int], None],
     *,
     whole: bool = False,
 ) -> list[bytes]:
@@ -87,8 +87,8 @@ def write_chunks(
     Args:
         file: the file.
         chunks: in the order of the file, without gaps; each begins at a multiple of its elements' size.
-        give: copies a part of a chunk, given by its first byte and its size, to an address: (chunk, first, nbytes,
-            address); called from several threads.
+        give: copies a part of a chunk, from its byte ``first`` on, to memory of the part's size that begins at an
+            address: (chunk, first, room, address); called from several threads.
         whole: whether ``give`` is asked for whole chunks only, which takes memory for two of the largest.
 
     Raises:
@@ -105,16 +105,18 @@ def write_chunks(
         shift = group.start % PAGE - group.start
         for position, chunk in enumerate(group.chunks, group.first):
             begin = chunk.start + shift
-            give(chunk, 0, chunk.nbytes, buffer.address + begin)
-            digests[position] = digest(buffer.view[begin : begin + chunk.nbytes])
+            room = buffer.view[begin : begin + chunk.nbytes]
+            give(chunk, 0, room, buffer.address + begin)
+            digests[position] = digest(room)
         file.write(group.start, buffer, group.start + shift, group.stop + shift)
 
     def write_windows(chunk: Chunk, buffer: Buffer) -> bytes:
         running = blake3()
         for start, stop in windows_of(chunk, window):
             begin, end = start % PAGE, start % PAGE + stop - start
-            give(chunk, start - chunk.start, stop - start, buffer.address + begin)
-            running.update(buffer.view[begin:end])
+            room = buffer.view[begin:end]
+            give(chunk, start - chunk.start, room, buffer.address + begin)
+            running.update(room)
             file.write(start, buffer, begin, end)
         return running.digest()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from torch import nn
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from torchkeep.tables.survey import Place
 
 T = TypeVar("T")
-_PLAIN = (torch.Tensor, nn.Parameter)
+PLAIN: Final = (torch.Tensor, nn.Parameter)
+_FACTS: Final = attrgetter("requires_grad", "dtype", "device", "layout", "shape")
 ACCEPTED = (
     "a torch.nn.Module, a mapping from names to tensors (a state_dict), the path of a .safetensors, .pt, .pth or "
     ".bin file or of a folder of them, or a checkpoint in a store (STORE@STEP)"
@@ -84,7 +86,7 @@ class ModuleSource(Source):
     """A live module, surveyed again whenever it has changed since.
 
     The check compares each module's class, children, parameters and buffers with what they were: identity,
-    ``requires_grad``, dtype, device, shape and address. It costs about a tenth of a survey.
+    ``requires_grad``, dtype, device, shape, address, contiguous or not. It costs about a tenth of a survey.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -222,6 +224,7 @@ def _state(module: nn.Module) -> list[Any]:
     """Describe what rows say of one module's tensors; flat, so that it is cheap to make and to compare."""
     children = module._modules  # noqa: SLF001 - children() hides a shared child's second place
     transient = module._non_persistent_buffers_set  # noqa: SLF001 - there is no public way
+    strided = torch.strided
     state = [type(module), module.__dict__.get(OWNERS_ATTRIBUTE), len(children)]
     state += children.keys()  # TorchScript's dict can't be iterated itself
     state += map(id, children.values())  # a module may have an == of its own
@@ -230,14 +233,15 @@ def _state(module: nn.Module) -> list[Any]:
     for registry in (module._parameters, module._buffers):  # noqa: SLF001 - the public ways hide ties
         state.append(len(registry))
         for key, tensor in registry.items():
-            state.append(key)
+            state += (key, id(tensor))
             if tensor is None:
                 continue
-            state += (id(tensor), tensor.requires_grad, tensor.dtype, tensor.device)
-            if type(tensor) in _PLAIN and tensor.layout is torch.strided:
-                state += (tensor.shape, tensor.data_ptr())
-            else:  # a lazy or sparse tensor has no address, and a fake one warns
-                state.append(_shape(tensor))
+            if type(tensor) in PLAIN:
+                state += _FACTS(tensor)
+                if tensor.layout is strided:
+                    state += (tensor.is_contiguous(), tensor.data_ptr())
+            else:  # a lazy tensor has no shape, and a fake one warns of its address
+                state += (tensor.requires_grad, tensor.dtype, tensor.device, _shape(tensor))
     return state
 
 

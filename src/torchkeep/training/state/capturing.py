@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -14,17 +14,20 @@ from torchkeep.formats.paths import ROOT, Path
 from torchkeep.formats.values import unsavable
 from torchkeep.tensors.pausing import without_collections
 from torchkeep.training.state.blueprints import blueprint_of
+from torchkeep.training.state.contents import Content
 from torchkeep.training.state.naming import MODEL, listed
 from torchkeep.training.state.optimizing import OptimizerKeeper
 from torchkeep.training.state.states import TrainingState, keepers_of, merger_of, names_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from torchkeep.training.state.contents import Content
+    from torchkeep.training.state.holding import Held
     from torchkeep.training.state.naming import Names
+
+_What = TypeVar("_What")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Captured:
 
     Attributes:
         tensors: by name, owners only, on any device.
+        held: the same, as they lie in memory.
         aliases: owner by alias.
         tree: how everything is put together, in JSON's own types; see `torchkeep.archive.described`.
         recipe: how the model is built, in JSON's own types; None where no recipe describes it.
@@ -43,6 +47,7 @@ class Captured:
     """
 
     tensors: dict[str, Tensor]
+    held: dict[str, Held]
     aliases: dict[str, str]
     tree: Any
     recipe: Any
@@ -57,7 +62,8 @@ def capture(state: object) -> Captured:
     """Take a state apart.
 
     Args:
-        state: a `TrainingState`, a module, or nested containers of tensors and plain values.
+        state: a `TrainingState`, a module (as a `BareModule`, what is found out about it serves again), or nested
+            containers of tensors and plain values.
 
     Raises:
         UnsavableError: something in it can't be kept without pickle, or an optimizer's parameter is in two
@@ -75,7 +81,8 @@ def capture(state: object) -> Captured:
     shared = merger_of(state).shared(contents)
     aliases = dict(shared.aliases)
     return Captured(
-        tensors=_owners(contents, aliases),
+        tensors=_owners(contents, aliases, lambda content: content.tensors),
+        held=_owners(contents, aliases, Content.held),
         aliases=aliases,
         tree=_tree(state, contents, shared.order),
         recipe=_recipe(names),
@@ -86,10 +93,12 @@ def capture(state: object) -> Captured:
     )
 
 
-def _owners(contents: Mapping[str, Content], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+def _owners(
+    contents: Mapping[str, Content], aliases: Mapping[str, str], of: Callable[[Content], Sequence[_What]]
+) -> dict[str, _What]:
+    found: dict[str, _What] = {}
     for content in contents.values():
-        found.update(zip(content.names, content.tensors, strict=True))
+        found.update(zip(content.names, of(content), strict=True))
     for alias in aliases:
         found.pop(alias, None)
     return found

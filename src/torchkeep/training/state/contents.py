@@ -9,6 +9,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from torchkeep.errors import UnsavableError
+from torchkeep.training.state.holding import hold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from torchkeep.formats.paths import Path
     from torchkeep.formats.values import Node
+    from torchkeep.training.state.holding import Held
 
 
 @dataclass
@@ -39,6 +41,8 @@ class Content:
         facts: what a module knew, in JSON's own types.
         left_out: non-persistent buffers.
         fresh: whether nothing else can share the tensors' memory.
+        lasting: whether every tensor has the same memory, dtype, shape and strides as long as this very object is
+            given out.
     """
 
     names: Sequence[str] = ()
@@ -55,6 +59,16 @@ class Content:
     facts: Any = None
     left_out: tuple[str, ...] = ()
     fresh: bool = False
+    lasting: bool = False
+    _held: Sequence[Held] | None = None
+
+    def held(self) -> Sequence[Held]:
+        """Return the tensors as they lie in memory now, in the order of ``tensors``."""
+        found = self._held
+        if found is None:
+            found = list(map(hold, self.tensors))
+            self._held = found if self.lasting else None
+        return found
 
 
 def layout_of(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:

@@ -12,7 +12,7 @@ from torchkeep.archive.described import StateTree, encode_state
 from torchkeep.files.collecting import Gatherer
 from torchkeep.files.modules import module_facts
 from torchkeep.names import join
-from torchkeep.tables.sources import ModuleSource
+from torchkeep.tables.sources import PLAIN, ModuleSource
 from torchkeep.training.state.contents import Content, has_state, layout_of, refuse_objects
 from torchkeep.training.state.randomness import rng_state
 
@@ -73,6 +73,7 @@ class ModuleKeeper(Keeper):
             self._content = self._composed(found, self._collected)
             self._embeddings = [one for one in found.modules.values() if isinstance(one, _RENORMALIZING)]
             self._seen = found if self._is_steady(found) else None
+            self._content.lasting = self._seen is not None and all(map(_is_told, self._content.tensors))
             return self._content
         if not _has_extra(self._collected):
             return self._content
@@ -195,6 +196,12 @@ def encoded(part: str, value: object, *, fresh: bool = False) -> Content:
     tensors = list(gatherer.tensors.values())
     names = tuple(gatherer.tensors)
     return Content(names, tensors, node, problems=gatherer.encoder.problems, order=names, fresh=fresh)
+
+
+def _is_told(tensor: torch.Tensor) -> bool:
+    """Tell whether a survey is made anew where a tensor lies elsewhere or otherwise: not a conjugated one, say."""
+    plain = type(tensor) in PLAIN and tensor.layout is torch.strided
+    return plain and tensor.is_contiguous() and not tensor.is_complex()
 
 
 def _has_extra(collected: Collected) -> bool:

@@ -150,8 +150,23 @@ def keeper_of(part: str, obj: Any) -> Keeper:
     return ValueKeeper(part, obj)
 
 
+class BareModule:
+    """A module that is saved again and again as it is: what is found out about it is remembered, as in a state.
+
+    Attributes:
+        net: the module.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self._keepers: dict[str, Keeper] = {"": ModuleKeeper("", net)}
+        self._merger, self._names = Merger(), None
+
+
 def keepers_of(state: object) -> dict[str, Keeper]:
     """Return what keeps each part of a state, its own values and the random generators last."""
+    if isinstance(state, BareModule):
+        return state._keepers  # noqa: SLF001 - its own module
     if not isinstance(state, TrainingState):
         return {"": ModuleKeeper("", state) if isinstance(state, nn.Module) else ValueKeeper("", state)}
     own = {name: ValueKeeper(name, getattr(state, name)) for name in OWN}
@@ -163,7 +178,7 @@ def names_of(state: object, keepers: Mapping[str, Keeper]) -> Names:
     surveys: dict[str, Survey] = {
         part: keeper.survey() for part, keeper in keepers.items() if isinstance(keeper, ModuleKeeper)
     }
-    if not isinstance(state, TrainingState):
+    if not isinstance(state, TrainingState | BareModule):
         return Names(surveys)
     fields = state.__dict__
     if fields["_names"] is None or not fields["_names"].are_of(surveys):
@@ -174,5 +189,7 @@ def names_of(state: object, keepers: Mapping[str, Keeper]) -> Names:
 
 def merger_of(state: object) -> Merger:
     """Return what remembers how a state's tensors share memory."""
-    merger: Merger = state.__dict__["_merger"] if isinstance(state, TrainingState) else Merger(remembering=False)
+    if not isinstance(state, TrainingState | BareModule):
+        return Merger(remembering=False)
+    merger: Merger = state.__dict__["_merger"]
     return merger

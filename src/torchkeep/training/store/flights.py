@@ -11,14 +11,15 @@ from torchkeep.errors import FormatError, StorageError, StoreError
 from torchkeep.tensors.checkpoints import Checkpoint
 from torchkeep.training.store.gates import Gate, close_gate, is_stepping, open_gate
 from torchkeep.training.store.pending import PendingSave
-from torchkeep.training.store.snapshots import PIECE, Snapshot, held, live_bytes, settle, size_of
+from torchkeep.training.store.snapshots import PIECE, Snapshot, settle, size_of
 from torchkeep.training.store.staging import Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from torchkeep.archive import Retention, TensorBytes, Writer
     from torchkeep.training.state.capturing import Captured
+    from torchkeep.training.state.holding import Held
 
 
 class Flights:
@@ -133,8 +134,7 @@ class Flights:
         """
         writer.check_step(step)
         pending = PendingSave(step, captured.left_out)
-        tensors = held(captured.tensors)
-        settle(tensors.values())
+        settle(captured.held.values())
 
         def commit(content: Mapping[str, TensorBytes], check: Callable[[], None] | None = None) -> Checkpoint:
             manifest = writer.commit(
@@ -150,8 +150,8 @@ class Flights:
             self._prune(writer, pending)
             return Checkpoint.of(writer, manifest)
 
-        if wait or not self._begin(pending, tensors, captured, commit, overlap=overlap):
-            pending.succeed(commit(live_bytes(tensors)))
+        if wait or not self._begin(pending, captured, commit, overlap=overlap):
+            pending.succeed(commit({name: held.live for name, held in captured.held.items()}))
             pending.warn()
         self._pending = pending
         return pending
@@ -170,18 +170,17 @@ class Flights:
     def _begin(
         self,
         pending: PendingSave,
-        tensors: Mapping[str, Any],
         captured: Captured,
         commit: Callable[..., Checkpoint],
         *,
         overlap: bool,
     ) -> bool:
         """Begin a save in the background; return False, with nothing begun, where that can't be."""
-        address = self._room(pending, tensors)
+        address = self._room(pending, captured.held.values())
         if address is None:
             return False
         overlaps = overlap and not is_stepping(captured.optimizers)
-        snapshot = Snapshot(tensors, captured.stepped if overlaps else frozenset(), address, self.piece)
+        snapshot = Snapshot(captured.held, captured.stepped if overlaps else frozenset(), address, self.piece)
         gate = Gate(captured.optimizers, snapshot.let_pass)
 
         def fly() -> None:
@@ -216,12 +215,14 @@ class Flights:
                 self._thread = None
         return True
 
-    def _room(self, pending: PendingSave, tensors: Mapping[str, Any]) -> int | None:
+    def _room(self, pending: PendingSave, tensors: Collection[Held]) -> int | None:
         """Return the address of memory for a snapshot; None where memory is short."""
-        nbytes = size_of(tensors.values())
+        nbytes = size_of(tensors)
         if not self.staging.lacks(nbytes):
             try:
-                return self.staging.room(nbytes, pinned=any(not tensor.is_cpu for tensor in tensors.values()))
+                return self.staging.room(
+                    nbytes, pinned=any(held.address is None and not held.tensor.is_cpu for held in tensors)
+                )
             except MemoryError:
                 pass
         if not self._short_said:

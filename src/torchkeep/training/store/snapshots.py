@@ -8,7 +8,6 @@ parameter that is no step can't be kept from tearing the copy; it is found out, 
 from __future__ import annotations
 
 import ctypes
-from functools import partial
 from threading import Event, Lock, get_ident
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -16,9 +15,8 @@ import torch
 
 from torchkeep.archive import TensorBytes
 from torchkeep.errors import StoreError
-from torchkeep.storage.buffers import move
-from torchkeep.tensors.copying import copy_out, plain_address
-from torchkeep.tensors.dtypes import dtype_name
+from torchkeep.storage.buffers import memory_at, move
+from torchkeep.tensors.copying import copy_out
 from torchkeep.tensors.pausing import without_collections
 from torchkeep.training.state.naming import listed
 
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
+
+    from torchkeep.training.state.holding import Held
 
 PIECE: Final = 4 * 1024 * 1024
 """Bytes that are copied at once: a step that waits takes its share in pieces of this size."""
@@ -44,41 +44,23 @@ _Move: TypeAlias = tuple[int, "int | Tensor", int]
 """Where to, where from (a tensor where its bytes do not lie in order), how many bytes."""
 
 
-def held(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors on the same memory, which stay on it when the originals are given other memory."""
-    found = {name: tensor.detach() for name, tensor in tensors.items()}
-    for name, tensor in found.items():
-        if tensor.is_conj() or tensor.is_neg():
-            found[name] = tensor.resolve_conj().resolve_neg()
-    return found
-
-
-def settle(tensors: Iterable[Tensor]) -> None:
+def settle(tensors: Iterable[Held]) -> None:
     """Wait until what was launched on accelerators, on any stream, is part of the tensors."""
-    for device in {tensor.device for tensor in tensors if not tensor.is_cpu}:
+    away = {held.tensor.device for held in tensors if held.address is None and not held.tensor.is_cpu}
+    for device in away:
         torch.accelerator.synchronize(device)
 
 
-def size_of(tensors: Iterable[Tensor]) -> int:
+def size_of(tensors: Iterable[Held]) -> int:
     """Return how much memory a snapshot of tensors takes."""
-    return sum(-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in tensors)
-
-
-def live_bytes(tensors: Mapping[str, Tensor]) -> dict[str, TensorBytes]:
-    """Return tensors as a commit takes them, out of their own memory; they must be kept until it is over."""
-    return {name: _bytes_of(tensor, plain_address(tensor)) for name, tensor in tensors.items()}
-
-
-def _bytes_of(tensor: Tensor, address: int | None) -> TensorBytes:
-    source = partial(copy_out, tensor) if address is None else address
-    return TensorBytes.whole(dtype_name(tensor.dtype), tuple(tensor.shape), source)
+    return sum(-(-held.nbytes // _ALIGNED) * _ALIGNED for held in tensors)
 
 
 class Snapshot:
     """A copy of tensors that is being made.
 
     Args:
-        tensors: by name, as `held` returns them, settled.
+        tensors: by name, settled.
         stepped: names of those that only steps change; the others are copied first.
         address: memory of `size_of` bytes.
         piece: bytes that are copied at once.
@@ -88,18 +70,17 @@ class Snapshot:
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], stepped: frozenset[str], address: int, piece: int = PIECE
+        self, tensors: Mapping[str, Held], stepped: frozenset[str], address: int, piece: int = PIECE
     ) -> None:
         self.error: BaseException | None = None
-        self._tensors = tensors
-        self._sources = {name: plain_address(tensor) for name, tensor in tensors.items()}
+        self._tensors, self._address = tensors, address
         self._places: dict[str, int] = {}
-        for name, tensor in tensors.items():
+        for name, held in tensors.items():
             self._places[name] = address
-            address += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
-        counts = {name: _count(tensors[name]) for name in tensors if name in stepped}
+            address += -(-held.nbytes // _ALIGNED) * _ALIGNED
+        counts = {name: _count(held.tensor) for name, held in tensors.items() if name in stepped}
         self._counts = {name: count for name, count in counts.items() if count is not None}
-        self._glimpses = {name: _glimpses(self._sources[name], tensors[name].nbytes) for name in self._counts}
+        self._glimpses = {name: _glimpses(tensors[name]) for name in self._counts}
         first = list(self._cut([name for name in tensors if name not in self._counts], piece))
         self._items = [*first, *self._cut(list(self._counts), piece)]
         self._first = len(first)
@@ -117,8 +98,7 @@ class Snapshot:
         batch: list[_Move] = []
         size = 0
         for name in names:
-            tensor, place = self._tensors[name], self._places[name]
-            nbytes, source = tensor.nbytes, self._sources[name]
+            place, (tensor, source, nbytes, _) = self._places[name], self._tensors[name]
             if source is None:
                 yield [(place, tensor, nbytes)]
             elif nbytes > piece:
@@ -223,7 +203,7 @@ class Snapshot:
     # Finding out what can't be trusted
 
     def _changed(self) -> list[str]:
-        return [name for name, count in self._counts.items() if _count(self._tensors[name]) != count]
+        return [name for name, count in self._counts.items() if _count(self._tensors[name].tensor) != count]
 
     def _check(self, *, stepping: bool = False, sealing: bool = False) -> None:
         """Raise where a tensor was changed that only a step may change.
@@ -248,7 +228,7 @@ class Snapshot:
             StoreError: one was changed before its copy was made, or after that and no step has begun.
         """
         for name, glimpses in self._glimpses.items():
-            nbytes, place, source = self._tensors[name].nbytes, self._places[name], self._sources[name]
+            place, (_, source, nbytes, _) = self._places[name], self._tensors[name]
             for start in range(0, 0 if source is None else nbytes, _EVERY):
                 size = min(_SAMPLE, nbytes - start)
                 copy = ctypes.string_at(place + start, size)
@@ -272,7 +252,13 @@ class Snapshot:
     @without_collections()  # they would take a multiple of the time, and training would wait for them
     def tensor_bytes(self) -> dict[str, TensorBytes]:
         """Return the copies as a commit takes them."""
-        return {name: _bytes_of(tensor, self._places[name]) for name, tensor in self._tensors.items()}
+        memory = memory_at(self._address, size_of(self._tensors.values()))
+        found = {}
+        for name, held in self._tensors.items():
+            begin = self._places[name] - self._address
+            copy = memory[begin : begin + held.nbytes]
+            found[name] = TensorBytes.whole(held.live.dtype, held.live.shape, copy)
+        return found
 
 
 def _torn(changed: Sequence[str]) -> StoreError:
@@ -284,10 +270,13 @@ def _torn(changed: Sequence[str]) -> StoreError:
     )
 
 
-def _glimpses(source: int | None, nbytes: int) -> list[bytes]:
-    """Return samples of the bytes at an address; none where there is none."""
-    starts = range(0, 0 if source is None else nbytes, _EVERY_GLIMPSE)
-    return [ctypes.string_at((source or 0) + start, min(_GLIMPSE, nbytes - start)) for start in starts]
+def _glimpses(held: Held) -> list[bytes]:
+    """Return samples of a tensor's bytes; none where they have no address."""
+    _, source, nbytes, _ = held
+    if source is None:
+        return []
+    starts = range(0, nbytes, _EVERY_GLIMPSE)
+    return [ctypes.string_at(source + start, min(_GLIMPSE, nbytes - start)) for start in starts]
 
 
 def _count(tensor: Tensor) -> int | None:

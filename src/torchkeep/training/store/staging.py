@@ -12,8 +12,8 @@ import psutil
 import torch
 
 _FLAGS: Final = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-_SPARE: Final = 96 * 1024 * 1024
-"""Bytes that a save needs beside the snapshot: buffers of four threads, and the manifest."""
+_SPARE: Final = 32 * 1024 * 1024
+"""Bytes that a save needs beside the snapshot: windows of its threads, and the manifest."""
 _NO_LIMIT: Final = 1 << 60
 """Control groups of version 1 say a number like this where there is no limit."""
 

@@ -7,6 +7,8 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from weakref import finalize
 
+from torch import nn
+
 from torchkeep.archive import Archive, Retention, VerifyReport, Writer, verify
 from torchkeep.archive.manifest import encode_metrics
 from torchkeep.archive.preparing import is_made
@@ -17,6 +19,7 @@ from torchkeep.tensors.checkpoints import Checkpoint
 from torchkeep.tensors.pausing import without_collections
 from torchkeep.training.state.capturing import capture
 from torchkeep.training.state.restoring import restore_into
+from torchkeep.training.state.states import BareModule
 from torchkeep.training.store.flights import Flights
 from torchkeep.training.store.gates import watch_steps
 
@@ -82,6 +85,7 @@ class CheckpointStore:
         self.restored: int | None = None
         self._make_writer = make_writer
         self._flights = Flights(retention)
+        self._bare: BareModule | None = None
         self._archive()  # a folder that can't be used is told at once
         finalize(self, self._flights.abandon)  # not a method of this object, which that would keep alive
         watch_steps()
@@ -123,7 +127,8 @@ class CheckpointStore:
 
         Args:
             step: the state's step; not below that of the checkpoint it follows.
-            state: a TrainingState, a module, or nested containers of tensors and plain values.
+            state: a TrainingState, a module, or nested containers of tensors and plain values. A module is kept
+                alive until the next save or `close`: saving it again is quicker.
             metrics: plain values, or tensors of one number, by name, such as ``{"loss": 0.1}``; listed with the
                 checkpoint.
             wait: return when it is durable; what fails is raised here.
@@ -148,9 +153,19 @@ class CheckpointStore:
             values = (
                 None if metrics is None else {key: decode(node) for key, node in encode_metrics(metrics).items()}
             )
-            pending = self._flights.save(writer, step, capture(state), values, wait=wait, overlap=overlap)
+            captured = capture(self._remembered(state))
+            pending = self._flights.save(writer, step, captured, values, wait=wait, overlap=overlap)
             self.restored = None
             return pending
+
+    def _remembered(self, state: object) -> object:
+        """Return what remembers a module from the last save, if that was of the same."""
+        if not isinstance(state, nn.Module):
+            self._bare = None
+            return state
+        if self._bare is None or self._bare.net is not state:
+            self._bare = BareModule(state)
+        return self._bare
 
     @property
     def writer(self) -> Writer:
@@ -191,6 +206,7 @@ class CheckpointStore:
         Raises:
             TorchkeepError: the last save failed, and nobody was told yet.
         """
+        self._bare = None
         with self._flights.turn():
             self._flights.close()
 
