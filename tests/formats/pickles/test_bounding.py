@@ -166,11 +166,24 @@ def test_keys_are_not_nested_deeply(tmp_path):
             describe(tmp_path, b"})" + b"\x85" * depth + b"Ns")
 
 
-def test_keys_that_collide_are_bounded(tmp_path):
-    """Numbers of one hash make a mapping slow: only so many that don't count up are taken."""
+@pytest.mark.parametrize("wrap", [b"", b"\x85"], ids=["number", "tuple"])
+def test_keys_that_collide_are_bounded(tmp_path, wrap):
+    """Different keys of one hash make mappings slow, however many mappings they are in: only a few are taken."""
+
+    def keys(count):
+        return [number((2**61 - 1) * (index + 1)) + wrap + b"N" for index in range(count)]
+
+    few, many = keys(machine.MAX_ALIKE), keys(machine.MAX_ALIKE + 1)
+    mappings = b"(" + (b"}(" + b"".join(few) + b"u") * 100 + b"t"
+    assert [len(mapping) for mapping in describe(tmp_path, mappings).root] == [machine.MAX_ALIKE] * 100
+    for body in (b"}(" + b"".join(many) + b"u", b"(" + b"".join(b"}(" + key + b"u" for key in many) + b"t"):
+        with pytest.raises(FormatError, match="of one hash"):
+            describe(tmp_path, body)
+
+
+def test_keys_that_do_not_count_up_are_bounded(tmp_path):
+    """Of keys that might collide only so many are taken."""
     many = machine.MAX_ODD_KEYS + 1
-    keys = b"".join(number((2**61 - 1) * (index + 1) * 2) + b"N" for index in range(2000))
-    assert len(describe(tmp_path, b"}(" + keys + b"u").root) == 2000
     odd = b"".join(number(index * 2) + b"N" for index in range(many))
     with pytest.raises(FormatError, match="neither text nor counted up"):
         describe(tmp_path, b"}(" + odd + b"u")

@@ -53,7 +53,7 @@ def checked_keys(m: Machine, keys: list[Any]) -> list[Any]:
             before = None
         elif type(key) is int:
             if key != before:
-                m.count_odd_key()
+                m.count_odd_key(key)
             before = key + 1
         else:
             before = None
@@ -62,10 +62,9 @@ def checked_keys(m: Machine, keys: list[Any]) -> list[Any]:
 
 
 def _check(m: Machine, key: Any, depth: int) -> None:
-    m.count_odd_key()
-    if type(key) in _PLAIN:
-        return
-    if type(key) not in {tuple, Size} or depth == 0:
+    if type(key) in {tuple, Size} and depth:
+        for part in key:
+            _check(m, part, depth - 1)
+    elif type(key) not in _PLAIN:
         raise m.malformed(f"uses a {type(key).__name__} as a key, which is not read")
-    for part in key:
-        _check(m, part, depth - 1)
+    m.count_odd_key(key)

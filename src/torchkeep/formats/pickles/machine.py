@@ -29,8 +29,10 @@ SET_ITEMS: Final = 4
 MAX_ODD_KEYS: Final = 1 << 17
 """Keys, in all mappings and sets of a file together, that are neither text nor the number after the key before.
 
-Numbers can be chosen so that a mapping of them takes quadratic time; text can't, and neither can counting up.
+Numbers can be chosen so that many have one hash; text can't, and neither can counting up.
 """
+MAX_ALIKE: Final = 64
+"""Different such keys of one hash, in a file. A mapping compares each with all before it, in quadratic time."""
 ADVICE: Final = (
     "nothing was imported or called; if you trust where the file came from, load it there with "
     "torch.load(path, weights_only=False) and save a state_dict of tensors and plain values instead"
@@ -90,6 +92,7 @@ class Machine:
         self.notes: set[str] = set()
         self._budget = budget
         self._spent = self._odd_keys = 0
+        self._alike: dict[int, list[Any]] = {}
 
     def run(self, handlers: Sequence[Handler]) -> Any:
         """Read the program and return the value it describes, not yet looked at as a whole.
@@ -139,11 +142,16 @@ class Machine:
         if self._spent > self._budget:
             raise self.malformed("copies so much that it can't mean it")
 
-    def count_odd_key(self) -> None:
-        """Note that a key is neither text nor the number after the key before."""
+    def count_odd_key(self, key: Any) -> None:
+        """Note a key, known to be hashable, that is neither text nor the number after the key before."""
         self._odd_keys += 1
         if self._odd_keys > MAX_ODD_KEYS:
             raise self.malformed(f"has more than {MAX_ODD_KEYS} keys that are neither text nor counted up")
+        alike = self._alike.setdefault(hash(key), [])
+        if key not in alike:
+            alike.append(key)
+        if len(alike) > MAX_ALIKE:
+            raise self.malformed(f"has more than {MAX_ALIKE} keys of one hash, chosen to make it slow")
 
     @property
     def offset(self) -> int:
