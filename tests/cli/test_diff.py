@@ -19,6 +19,7 @@ from sharded_files import state, write_sharded
 from torchkeep.cli import main
 from torchkeep.files.comparing import compare
 from torchkeep.storage.local import LOCAL
+from torchkeep.tensors.elements import opened_elements
 
 
 def diff(capsys, *arguments):
@@ -275,6 +276,23 @@ def test_tensors_that_lie_otherwise_are_compared_by_their_elements(tmp_path, cap
     )
     assert main(["diff", str(tmp_path / "views.safetensors"), str(tmp_path / "apart.safetensors")]) == 0
     capsys.readouterr()
+
+
+def test_of_expanded_tensors_only_their_memory_is_needed(tmp_path):
+    """A view may have more elements than any memory: some of them are compared without making the others."""
+    few = (torch.arange(6.0) + 1j).reshape(2, 3)
+    for name, tensor in (("plain", few), ("conj", few.conj())):
+        large = tensor[:, None].expand(2, 1 << 40, 3)
+        torch.save({"x": large}, tmp_path / f"{name}.pt")
+        with opened_elements(LOCAL, tmp_path / f"{name}.pt") as elements:
+            read = elements.read("x", 24 * 5, 24 * 7).view(torch.complex64)
+            assert torch.equal(read, large[0, :2].reshape(-1))
+            middle = 24 << 40
+            read = elements.read("x", middle - 24, middle + 24).view(torch.complex64)
+            assert torch.equal(read, tensor.reshape(-1))
+    tk.save({"a": few, "x": few.t()}, tmp_path / "views.safetensors")
+    with opened_elements(LOCAL, tmp_path / "views.safetensors") as elements:
+        assert torch.equal(elements.read("x", 8, 24).view(torch.complex64), few.t().reshape(-1)[1:3])
 
 
 @pytest.mark.parametrize("name", ["b.safetensors", "b.pt"])

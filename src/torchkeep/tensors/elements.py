@@ -1,7 +1,7 @@
 """Read any part of any tensor in files, in little memory: elements in row-major order, verified.
 
 Of a tensor whose elements lie otherwise in its file (a transposed one of torch.save, say) some rows are read at a
-time; where that would be too many small pieces, it is read whole.
+time; where that would be too many small pieces, the memory that it lies in is read whole.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torchkeep.formats.sharded import Sharded, located
 from torchkeep.storage.buffers import PAGE, Buffer
 from torchkeep.tensors.pickled import PickledReader
 from torchkeep.tensors.reading import changed, read_tensors
-from torchkeep.tensors.strided import Rows
+from torchkeep.tensors.strided import Held, Rows
 
 if TYPE_CHECKING:
     import os
@@ -116,7 +116,7 @@ class _ContentsElements(Elements):
     def __init__(self, file: ReadableFile, scratch: Scratch) -> None:
         self._file, self._scratch = file, scratch
         self.described = self._contents = Contents(header_of(file))
-        self._whole: tuple[str, Tensor] = ("", torch.empty(0))
+        self._held = Held()
         document = self._contents.document
         self._size = _PIECE if document is None else document.chunk
         self.listing = self._contents.listing
@@ -130,9 +130,10 @@ class _ContentsElements(Elements):
         if is_row_major(view.shape, view.stride) and self._contents.stored(view.base).strides is None:
             first = view.offset * DTYPES[view.dtype].itemsize
             return self._bytes(view.base, first + start, first + stop)
-        if self._whole[0] != owner:
-            self._whole = owner, as_bytes(read_tensors(self._file, self._contents, [owner])[owner])
-        return self._whole[1][start:stop]
+        return self._held.read(owner, lambda: self._load(owner), start, stop)
+
+    def _load(self, owner: str) -> Tensor:
+        return read_tensors(self._file, self._contents, [owner])[owner]
 
     def _bytes(self, entry: str, start: int, stop: int) -> Tensor:
         """Return bytes of an entry, of which whole chunks are read, since those have digests."""
@@ -169,7 +170,7 @@ class _PickledElements(Elements):
         self._file, self._scratch = file, scratch
         self.described = self._pickled = pickled_of(file)
         self._rows = Rows(file)
-        self._whole: tuple[str, Tensor] = ("", torch.empty(0))
+        self._held = Held()
         # Of each storage, checksum and length of the pieces read so far, by where they begin.
         self._pieces: dict[str, dict[int, tuple[int, int]]] = {}
         self._users: dict[str, str] = {}
@@ -184,7 +185,7 @@ class _PickledElements(Elements):
         if not plain or not is_row_major(described.shape, described.stride):
             rows = self._rows_of(described, (start, stop)) if plain else None
             if rows is None:
-                return self._whole_of(name)[start:stop]
+                return self._held.read(name, lambda: self._load(name), start, stop)
             self._users.setdefault(storage.key, name)
             self._pieces.setdefault(storage.key, {})
             return rows
@@ -204,11 +205,8 @@ class _PickledElements(Elements):
         itemsize = DTYPES[described.dtype].itemsize
         return self._rows.read(begin, described.shape, described.stride, itemsize, span)
 
-    def _whole_of(self, name: str) -> Tensor:
-        if self._whole[0] != name:
-            found = PickledReader(self._file, self._pickled).tensors([name])[name]
-            self._whole = name, as_bytes(found.resolve_conj().resolve_neg())
-        return self._whole[1]
+    def _load(self, name: str) -> Tensor:
+        return PickledReader(self._file, self._pickled).tensors([name])[name]
 
     def _piece(self, key: str, inside: int, length: int) -> Tensor:
         extent = self._pickled.extents[key]
@@ -289,9 +287,3 @@ def opened_elements(storage: Storage, path: str | os.PathLike[str]) -> Iterator[
             yield _ShardedElements(found, {part: of_file(part) for part in found.parts})
         else:
             yield of_file(found)
-
-
-def as_bytes(tensor: Tensor) -> Tensor:
-    """Return a tensor's elements in row-major order as bytes."""
-    # A tensor of one element may have any step, which a view as bytes would refuse.
-    return tensor.detach().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Read tensors whose elements don't lie in row-major order, some rows of the first dimension at a time.
+"""Read tensors whose elements don't lie in row-major order: some rows of the first dimension at a time, or all.
 
 Of a transposed matrix, say, what such rows consist of lies in the file in as many runs as there are columns.
 """
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from torchkeep.tensors.copying import WORDS
+from torchkeep.tensors.copying import WORDS, copy_out
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -90,3 +90,29 @@ def _box(file: ReadableFile, start: int, sizes: Sequence[int], strides: Sequence
     memory = torch.frombuffer(found, dtype=word).view(*(sizes[dim] for dim in order), each)
     back = sorted(range(len(order)), key=order.__getitem__)
     return memory.permute(*back, len(order)).contiguous().view(-1).view(torch.uint8)
+
+
+class Held:
+    """One tensor as it lies in its file: an expanded one may have any number of elements, but little memory."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._tensor = torch.empty(0)
+
+    def read(self, name: str, load: Callable[[], Tensor], start: int, stop: int) -> Tensor:
+        """Return bytes of the elements, in row-major order, of the tensor that ``load`` gives."""
+        if self._name != name:
+            self._name, self._tensor = None, torch.empty(0)
+            self._name, self._tensor = name, _resolved(load())
+        memory = torch.empty(stop - start, dtype=torch.uint8)
+        copy_out(self._tensor, start, stop - start, memory.data_ptr())
+        return memory
+
+
+def _resolved(tensor: Tensor) -> Tensor:
+    """Return a tensor that is neither lazily conjugated nor negated, its elements where they are."""
+    if not (tensor.is_conj() or tensor.is_neg()) or not tensor.numel():
+        return tensor
+    reached = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.as_strided((reached,), (1,)).resolve_conj().resolve_neg()
+    return memory.as_strided(tensor.shape, tensor.stride())
