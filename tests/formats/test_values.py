@@ -165,6 +165,32 @@ def test_the_same_container_twice_is_no_circle():
     assert through_json([shared, shared]) == [[1], [1]]
 
 
+def doubled(value):
+    """Return containers that stand for 2**60 values."""
+    for _ in range(60):
+        value = (value, value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [doubled(0), [["x" * 100_000] * 1000] * 10, [{"k" * 1000: 0} for _ in [0]] * 100_000, [b"x" * 1000] * 100_000],
+    ids=["containers", "text", "keys", "bytes"],
+)
+def test_what_is_shared_without_end_is_refused(value):
+    """A file made to do harm holds a few containers that stand for billions: refused, once, and soon."""
+    with pytest.raises(UnsavableError, match="would not end") as caught:
+        encode({"harmless": 1, "bomb": value})
+    assert str(caught.value).startswith("bomb")
+    assert "values can't be saved" not in str(caught.value)
+
+
+def test_what_is_shared_now_and_then_is_kept():
+    """A tuple of options in every group of an optimizer is no bomb."""
+    betas = (0.9, 0.999)
+    assert decode(encode([betas] * 200_000)) == [betas] * 200_000
+
+
 def test_depth_is_bounded_both_ways():
     """The deepest nesting allowed round-trips; one more is refused, on writing and in a hostile file."""
     value, node = 0, 0

@@ -44,6 +44,13 @@ value with an `UnsavableError` whose sentence goes on after "can't be saved: "."
 MAX_DEPTH: Final = 100
 """Containers within containers."""
 
+MAX_REPEATED: Final = 1 << 20
+"""Values, or 64 characters of text, that are written again because what holds them occurs in several places.
+
+A few containers that hold each other twice can stand for more than any file can hold.
+"""
+_LONG: Final = 64
+
 _SHOWN_PROBLEMS: Final = 50
 _INT64: Final = range(-(2**63), 2**63)
 _MAPPINGS: Final = {dict: "dict", OrderedDict: "OrderedDict", Counter: "Counter"}
@@ -72,14 +79,20 @@ class Encoder:
         self.problems: list[tuple[Path | str, str]] = []
         self._hook = hook
         self._open: set[int] = set()
+        self._met: dict[int, object] = {}
+        self._repeated = 0
 
     def encode(self, value: object, path: Path = ROOT) -> Node:
         """Encode one value that sits at ``path``; None where it can't be kept."""
         kind = type(value)
         if value is None or kind is bool:
             return value
+        if self._repeated > MAX_REPEATED:  # that has been told
+            return None
         try:
             if kind in _ATOMS:
+                if kind in _TEXTS:
+                    self._note_text(value)
                 return _ATOMS[kind](value)
             return self._container(value, path) if kind in _CONTAINERS else self._tagged(value, path)
         except UnsavableError as refusal:
@@ -102,6 +115,7 @@ class Encoder:
             raise UnsavableError("it contains itself; break the circle")
         if len(self._open) >= MAX_DEPTH:
             raise UnsavableError(f"containers are nested more than {MAX_DEPTH} deep; make it flatter")
+        self._note(value, 1 + len(value))
         self._open.add(id(value))
         try:
             if type(value) in _MAPPINGS:
@@ -115,6 +129,22 @@ class Encoder:
             items.sort(key=msgspec.json.encode)
         return {type(value).__name__: items}
 
+    def _note(self, value: object, size: int) -> None:
+        """Count what is written again since it occurs in several places."""
+        if id(value) not in self._met:
+            self._met[id(value)] = value  # kept, so that nothing else gets its id
+            return
+        self._repeated += size
+        if self._repeated > MAX_REPEATED:
+            raise UnsavableError(
+                "what occurs in several places of it would be written once for each, which would not end; share "
+                "less, or save it as tensors"
+            )
+
+    def _note_text(self, value: Any) -> None:
+        if len(value) > _LONG:
+            self._note(value, len(value) // _LONG)
+
     def _mapping(self, value: Mapping[Any, Any], path: Path) -> Node:
         tag = _MAPPINGS[type(value)]
         attributes = dict(getattr(value, "__dict__", {}))
@@ -122,6 +152,8 @@ class Encoder:
         if attributes:
             raise UnsavableError(f"it is a {tag} with attributes ({', '.join(attributes)}), which would be lost")
         if all(type(key) is str and is_text(key) for key in value):
+            for key in value:
+                self._note_text(key)
             encoded = {key: self.encode(item, Path(path, key)) for key, item in value.items()}
             return {tag: encoded} if versions is None else self._state_dict(list(encoded.items()), versions, path)
         pairs = [[self._key(key, path), self.encode(item, Path(path, key))] for key, item in value.items()]
@@ -185,6 +217,7 @@ _ATOMS: Final[dict[type, Callable[[Any], Node]]] = {
     complex: lambda value: {"complex": [_float(value.real), _float(value.imag)]},
     bytes: lambda value: {"bytes": b64encode(value).decode()},
 }
+_TEXTS: Final = {str, bytes}
 _CONTAINERS: Final = {list, tuple, set, frozenset, *_MAPPINGS}
 
 
