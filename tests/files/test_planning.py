@@ -118,6 +118,7 @@ def test_two_sources_for_one_target_are_a_problem():
     source = state() | {"old.weight": torch.ones(2, 2)}
     plan = tk.plan_load(net(), source, rename={"old.*": "head.*"})
     assert any("'head.weight' and 'old.weight'" in problem for problem in plan.problems)
+    assert "tied" not in str(plan)
 
 
 def test_a_parametrized_target_says_what_to_do():

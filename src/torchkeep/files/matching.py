@@ -165,8 +165,10 @@ class _Matcher:
             found = self._sources.get(row.name, ())
             if len(found) == 1:
                 return found[0] if found[0] in self._source.offers else None
-        names = [name for target in row.names for name in self._sources.get(target, ())]
-        names = [name for name in names if name in self._source.offers]
+        offered = (
+            [name for name in self._sources.get(target, ()) if name in self._source.offers] for target in row.names
+        )
+        names = [found[0] for found in offered if found]  # of several for one target, all have been told
         if not names:
             return None
         owners: dict[str, str] = {}
