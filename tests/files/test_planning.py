@@ -91,7 +91,7 @@ def test_a_checkpoint_with_other_things_beside_the_model_suggests_its_prefix(tmp
     model = net()
     tk.save({"model": model.state_dict(), "step": 3, "best": torch.ones(1)}, tmp_path / "file")
     plan = tk.plan_load(model, tmp_path / "file")
-    assert "rename={'model.': ''}" in str(plan)
+    assert "rename={'model.': ''}, and unexpected='ignore' to leave out what it holds besides (1)" in str(plan)
     plan = tk.plan_load(model, tmp_path / "file", rename={"model.": ""}, unexpected="ignore")
     assert plan.ok
     assert plan.unexpected == ("best",)

@@ -130,7 +130,9 @@ def hints(missing: Collection[str], unexpected: Collection[str], *, has_matches:
     if stripped:
         prefix, count = min(stripped.items(), key=lambda item: (-item[1], item[0]))
         why = f"{count} names of the source begin with {prefix!r}, those of the model do not"
-        return (_hint(why, {prefix: ""}),)
+        others = sum(not name.startswith(prefix) for name in found)
+        besides = f", and unexpected='ignore' to leave out what it holds besides ({others})" if others else ""
+        return (_hint(why, {prefix: ""}) + besides,)
     for wrapper in _WRAPPERS:
         if any(_without(name, wrapper) in wanted for name in list(found)[:_COMPARED]):
             return (_hint(f"the source was saved inside a wrapper ({wrapper})", {f"**.{wrapper}.**": "**.**"}),)
