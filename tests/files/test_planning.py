@@ -63,6 +63,20 @@ def test_renamed_sources_are_matched_by_pattern():
     assert "<- encoder.layer[0:4]" in str(plan)
 
 
+def test_a_permutation_of_blocks_is_not_folded_into_one_line():
+    """Blocks that change places are told as such; a source in another order is nothing else than itself."""
+    swapped = tk.plan_load(
+        net(), state(), rename=[("blocks[0:2].", "blocks[2:4]."), ("blocks[2:4].", "blocks[0:2].")]
+    )
+    assert "blocks[0:2][0:2].weight (4 tensors) <- blocks[2:4][0:2].weight" in str(swapped)
+    assert "blocks[2:4][0:2].weight (4 tensors) <- blocks[0:2][0:2].weight" in str(swapped)
+    turned = tk.plan_load(net(), state(), rename={f"blocks.{one}.": f"blocks.{3 - one}." for one in range(4)})
+    assert "blocks.3[0:2].weight (2 tensors) <- blocks.0[0:2].weight" in str(turned)
+    source = dict(sorted(state(12, lambda name: name.replace("blocks.", "layers.")).items()))
+    moved = tk.plan_load(net(12), source, rename={"layers.": "blocks."})
+    assert "blocks[0:12][0:2].weight (24 tensors) <- layers[0:12][0:2].weight" in str(moved)
+
+
 @pytest.mark.parametrize(
     ("change", "rename"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from torchkeep.names import quote_name
+from torchkeep.names import natural_key, quote_name
 from torchkeep.rows.folding import fold
 from torchkeep.selectors.suggest import did_you_mean
 
@@ -73,14 +73,39 @@ def _matched(plan: LoadPlan, model: Sequence[Row], offered: Sequence[Row]) -> li
             changed.setdefault(cast, {})[match.name] = match.source
     for cast, sources in changed.items():
         for line in fold([row for row in model if row.name in sources], among=model):
-            came_from = {sources[row.name] for row in line.rows}
-            origin = fold([row for row in offered if row.name in came_from], among=offered)
-            if len(origin) == 1:
-                count = f" ({len(line.rows)} tensors)" if len(line.rows) > 1 else ""
-                lines.append(f"{line.pattern}{count} <- {origin[0].pattern}{cast}")
-            else:
-                lines.extend(f"{row.name} <- {sources[row.name]}{cast}" for row in line.rows)
+            runs = _runs(line.rows, sources)
+            if len(runs) > _SHOWN:
+                runs = [[row] for row in line.rows]
+            lines.extend(text + cast for rows in runs for text in _moved(rows, sources, model, offered))
     return _section(f"matched ({len(plan.matched)})", lines)
+
+
+def _runs(rows: Sequence[Row], sources: Mapping[str, str]) -> list[list[Row]]:
+    """Cut rows where what follows one of them in the source does not follow it here: one line would hide that."""
+    ordered = sorted(rows, key=lambda row: natural_key(row.name))
+    place = {name: at for at, name in enumerate(sorted({sources[row.name] for row in rows}, key=natural_key))}
+    runs: list[list[Row]] = []
+    expected = -1
+    for row in ordered:
+        at = place[sources[row.name]]
+        if at != expected:
+            runs.append([])
+        runs[-1].append(row)
+        expected = at + 1
+    return runs
+
+
+def _moved(
+    rows: Sequence[Row], sources: Mapping[str, str], model: Sequence[Row], offered: Sequence[Row]
+) -> list[str]:
+    """Return one line for rows and where they come from, if both fold, or else one for each."""
+    if len(rows) > 1:
+        came_from = {sources[row.name] for row in rows}
+        here = fold(rows, among=model)
+        origin = fold([row for row in offered if row.name in came_from], among=offered)
+        if len(here) == len(origin) == 1:
+            return [f"{here[0].pattern} ({len(rows)} tensors) <- {origin[0].pattern}"]
+    return [f"{quote_name(row.name)} <- {quote_name(sources[row.name])}" for row in rows]
 
 
 def _missing(plan: LoadPlan, model: Sequence[Row]) -> list[str]:
