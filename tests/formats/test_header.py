@@ -112,6 +112,28 @@ def test_an_absurd_header_length_is_refused_before_anything_is_read(path, length
         listing_of(path)
 
 
+@pytest.mark.parametrize(
+    ("head", "advice"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html><head>", "download the file again"),
+        (b"\n<HTML>\n<body>404</body>", "download the file again"),
+        (b"GGUF\x03\x00\x00\x00\x00", "get the model as safetensors"),
+        (b"\x89HDF\r\n\x1a\n\x00", "convert it with what wrote it"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'}", "torch.from_numpy"),
+        (b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03", "gunzip"),
+        (b"\x28\xb5\x2f\xfd\x04\x00\x00\x00\x00", "unzstd"),
+        (b"PK\x05\x06" + bytes(18), "empty zip archive"),
+    ],
+)
+def test_what_is_often_downloaded_instead_is_named(path, head, advice):
+    """A pointer of Git LFS or a web page is told as such, with what to do, not as an absurd header."""
+    path.write_bytes(head)
+    with pytest.raises(FormatError, match=advice) as caught:
+        listing_of(path)
+    assert "first eight bytes" not in str(caught.value)
+
+
 def test_odd_but_valid_headers_are_read(path):
     """Spaces, escapes and unknown fields are JSON too; only the slow way looks at them."""
     text = b'{ "\\u0061" : {"dtype": "U8", "shape": [2, 3], "data_offsets": [0, 6], "note": {"x": 1}} }\n'

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 
 from torchkeep.dtypes import BY_CODE
 from torchkeep.errors import FormatError
+from torchkeep.formats.kinds import HEAD, known_other
 from torchkeep.formats.opening import FileReader, truncated
 
 if TYPE_CHECKING:
@@ -98,13 +99,13 @@ def header_of(file: Readable) -> Header:
     path = file.path
     if file.size == 0:
         raise FormatError(f"{path!r} is empty: a safetensors file was expected; write or copy it again")
-    start = file.read(0, min(file.size, LENGTH_BYTES + 1))
-    foreign = _foreign(start)
+    head = file.read(0, min(file.size, HEAD))
+    foreign = _foreign(head)
     if foreign:
-        raise FormatError(f"{path!r} is {foreign}, where a safetensors file is expected; use torchkeep.load")
+        raise FormatError(f"{path!r} is {foreign}")
     if file.size < LENGTH_BYTES:
         raise truncated(path, 0, LENGTH_BYTES, file.size)
-    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    length = int.from_bytes(head[:LENGTH_BYTES], "little")
     if length > MAX_HEADER:
         raise FormatError(
             f"{path!r} is no safetensors file: its first eight bytes would mean a header of {length} bytes, "
@@ -118,15 +119,17 @@ def header_of(file: Readable) -> Header:
     return Header(path, raw, entries, metadata)
 
 
-def _foreign(start: bytes) -> str | None:
-    """Name a known kind of file that is not safetensors by its first nine bytes."""
-    if start[8:9] == b"{":
+def _foreign(head: bytes) -> str | None:
+    """Say what a known kind of file that is not safetensors is, and what to do with it, by its first bytes."""
+    if head[8:9] == b"{":
         return None
-    if start.startswith(b"PK\x03\x04"):
-        return "a zip archive (torch.save writes such files)"
-    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
-        return "a pickle (old versions of torch.save wrote such files)"
-    return None
+    if head.startswith(b"PK\x03\x04"):
+        kind = "a zip archive (torch.save writes such files)"
+    elif head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        kind = "a pickle (old versions of torch.save wrote such files)"
+    else:
+        return known_other(head)
+    return f"{kind}, where a safetensors file is expected; use torchkeep.load"
 
 
 class _Metadata(Struct):
