@@ -87,6 +87,21 @@ def test_no_flipped_bit_stays_unseen(tmp_path, capsys, seed):
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_of_torch_save_that_is_cut_short_is_damage(tmp_path, capsys, zipped):
+    """A download that ended early is the commonest damage of all: exit code 1, whatever the format."""
+    torch.save(state(), tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+    data = (tmp_path / "whole.pt").read_bytes()
+    for length in (len(data) - 1, len(data) // 2, 600):
+        (tmp_path / "cut.pt").write_bytes(data[:length])
+        code, document = report(capsys, tmp_path / "cut.pt")
+        assert (code, document["sources"][0]["status"]) == (1, "damaged")
+        (found,) = document["sources"][0]["files"][0]["damage"]
+        assert "cut short" in found["problem"]
+        with pytest.raises(tk.errors.DamageError, match="cut short"):
+            tk.load(tmp_path / "cut.pt")
+
+
 def test_a_damaged_header_and_a_cut_file_are_damage(path, capsys):
     """Both are "no" (1), not "can't be read"."""
     data = path.read_bytes()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from torchkeep.errors import FormatError
+from torchkeep.errors import DamageError, FormatError
 from torchkeep.formats.pickles.machine import shown
 from torchkeep.formats.pickles.objects import Extent
 
@@ -72,7 +72,8 @@ def read_directory(file: Readable) -> Directory:
     """Read an archive's directory.
 
     Raises:
-        FormatError: it is no zip archive, it contradicts itself, or it holds what torch.save never writes.
+        FormatError: it contradicts itself, or it holds what torch.save never writes.
+        DamageError: it is cut short.
         StorageError: the file can't be read.
     """
     count, start, size = _place(file)
@@ -125,10 +126,12 @@ def _place(file: Readable) -> tuple[int, int, int]:
     while at >= 0 and at + _END.size + _END.unpack_from(tail, at)[-1] != len(tail):
         at = tail.rfind(b"PK\x05\x06", 0, at)
     if at < 0:
-        raise FormatError(
+        error = DamageError(
             f"{file.path!r} begins like a zip archive but has no directory at its end; it is cut short or "
             "damaged; copy or write it again"
         )
+        error.file, error.start, error.stop = file.path, 0, file.size
+        raise error
     _, disk, first_disk, *narrow, _ = _END.unpack_from(tail, at)
     end = start + at
     here, count, size, directory = narrow
