@@ -19,7 +19,7 @@ from torchkeep.files.offering import Offer, Source, copy_into
 from torchkeep.files.parts import ShardedSource
 from torchkeep.formats.kinds import holds_pickle
 from torchkeep.formats.sharded import Sharded, located
-from torchkeep.names import join
+from torchkeep.names import join, with_article
 from torchkeep.tables.survey import survey
 from torchkeep.tables.table import ParameterTable
 from torchkeep.tensors.checkpoints import Checkpoint
@@ -150,7 +150,7 @@ def _of_mapping(mapping: Mapping[Any, Any]) -> Source:
             tensors[name] = value
         else:
             raise SourceError(
-                f"the mapping holds a {type(value).__name__} under {name!r} where a tensor is expected; give the "
-                "mapping of tensors itself, such as checkpoint['model']"
+                f"the mapping holds {with_article(type(value).__name__)} under {name!r} where a tensor is "
+                "expected; give the mapping of tensors itself, such as checkpoint['model']"
             )
     return MemorySource("the mapping", tensors, extra)

@@ -290,6 +290,25 @@ def test_classes_and_storages_are_no_values(tmp_path, body):
         describe(tmp_path, zipped(proto(body), {"0": FLOATS}))
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"]" + named("torch.Tensor") + b"a", "holds a class or function where"),
+        (b"]" + named("torch.FloatStorage") + b"a", "holds a class of storages where"),
+        (storage(), "holds a storage where"),
+        (tensor() + b"}b", "set attributes of a tensor"),
+        (named("torch.float32") + b")R", "asks to call a torch.dtype"),
+        (named("collections.OrderedDict") + b")R" + b"Na", "asks to change an OrderedDict as"),
+        (named("collections.OrderedDict") + b"N\x85R", "makes an OrderedDict of something else"),
+        (b"NN}s", "asks to set an item of None as"),
+    ],
+)
+def test_refusals_speak_of_what_a_file_names(tmp_path, body, said):
+    """A sentence names kinds of values as their user knows them, not by the classes that describe them here."""
+    with pytest.raises(FormatError, match=said):
+        describe(tmp_path, zipped(proto(body), {"0": FLOATS}))
+
+
 @pytest.mark.parametrize("dtype", ["int64", "bool", "uint8"])
 def test_only_numbers_with_fractions_require_a_gradient(tmp_path, dtype):
     """A parameter of whole numbers that is trained can't be."""

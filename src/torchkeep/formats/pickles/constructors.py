@@ -18,7 +18,7 @@ from torchkeep.dtypes import DTYPES
 from torchkeep.formats.pickles.keys import checked_keys
 from torchkeep.formats.pickles.machine import SET_ITEMS, shown
 from torchkeep.formats.pickles.numbers import NumpyDtype, numpy_dtype, numpy_scalar, set_byte_order
-from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef
+from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef, kind_of
 from torchkeep.formats.pickles.tensors import (
     INT64,
     from_type,
@@ -32,6 +32,7 @@ from torchkeep.formats.pickles.tensors import (
     tensor_v2,
     tensor_v3,
 )
+from torchkeep.names import with_article
 
 if TYPE_CHECKING:
     from torchkeep.formats.pickles.machine import Machine
@@ -83,7 +84,7 @@ def new_object(m: Machine, made: object, arguments: object) -> object:
     """
     if made is not _PARAMETER or type(arguments) is not tuple:
         wanted = made.name if type(made) is Constructor else ""
-        raise m.unsafe(wanted, f"asks to make a new {wanted or type(made).__name__}, which is not to be made so")
+        raise m.unsafe(wanted, f"asks to make {wanted or kind_of(made)} anew, which is not to be made so")
     return plain_parameter(m, arguments)
 
 
@@ -105,7 +106,7 @@ def build(m: Machine, target: object, state: object) -> None:
     elif type(target) is TensorRef and target.parameter:
         set_parameter_state(m, target, state)
     else:
-        raise m.unsafe("", f"asks to set attributes of a {type(target).__name__}")
+        raise m.unsafe("", f"asks to set attributes of {kind_of(target)}")
 
 
 # Containers and plain values
@@ -213,7 +214,7 @@ def _layout(m: Machine, arguments: tuple[Any, ...]) -> Layout:
 
 def _only(m: Machine, arguments: tuple[Any, ...], kind: type[Any], name: str) -> Any:
     if len(arguments) != 1 or type(arguments[0]) is not kind:
-        raise m.malformed(f"makes a {name} of something else than a {kind.__name__}")
+        raise m.malformed(f"makes {with_article(name)} of something else than a {kind.__name__}")
     return arguments[0]
 
 

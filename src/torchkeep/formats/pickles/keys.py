@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from torchkeep.formats.pickles.objects import Device, Dtype, Ordered, Size
+from torchkeep.formats.pickles.objects import Device, Dtype, Ordered, Size, kind_of
 
 if TYPE_CHECKING:
     from torchkeep.formats.pickles.machine import Machine
@@ -23,7 +23,7 @@ def target(m: Machine, kind: type[Any]) -> Any:
     """
     found = m.stack[-1]
     if type(found) is not kind:
-        raise m.unsafe("", f"asks to change a {type(found).__name__} as if it were a {kind.__name__}")
+        raise m.unsafe("", f"asks to change {kind_of(found)} as if it were a {kind.__name__}")
     return found
 
 
@@ -35,7 +35,7 @@ def mapping(m: Machine) -> dict[Any, Any]:
     """
     found = m.stack[-1]
     if type(found) not in _MAPPINGS:
-        raise m.unsafe("", f"asks to set an item of a {type(found).__name__} as if it were a mapping")
+        raise m.unsafe("", f"asks to set an item of {kind_of(found)} as if it were a mapping")
     return found  # type: ignore[no-any-return]  # exactly one of the kinds above
 
 
@@ -66,5 +66,5 @@ def _check(m: Machine, key: Any, depth: int) -> None:
         for part in key:
             _check(m, part, depth - 1)
     elif type(key) not in _PLAIN:
-        raise m.malformed(f"uses a {type(key).__name__} as a key, which is not read")
+        raise m.malformed(f"uses {kind_of(key)} as a key, which is not read")
     m.count_odd_key(key)

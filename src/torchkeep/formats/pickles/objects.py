@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from torchkeep.dtypes import DTYPES
+from torchkeep.names import with_article
 
 
 class Extent(Struct, frozen=True, gc=False):
@@ -145,3 +146,24 @@ class Layout(Struct, frozen=True):
     """
 
     name: str
+
+
+def kind_of(value: object) -> str:
+    """Name the kind of a value for a sentence, by what its description stands for, with an article."""
+    name = type(value).__name__
+    return _STANDS_FOR.get(name) or with_article(name)
+
+
+_STANDS_FOR = {
+    "Constructor": "a class or function",
+    "Device": "a torch.device",
+    "Dtype": "a torch.dtype",
+    "Layout": "a torch.layout",
+    "NoneType": "None",
+    "NumpyDtype": "a numpy.dtype",
+    "Ordered": "an OrderedDict",
+    "Size": "a torch.Size",
+    "StorageRef": "a storage",
+    "StorageType": "a class of storages",
+    "TensorRef": "a tensor",
+}

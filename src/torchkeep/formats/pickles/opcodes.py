@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from torchkeep.formats.pickles.constructors import Constructor, build, lookup, new_object
 from torchkeep.formats.pickles.keys import checked_keys, mapping, target
 from torchkeep.formats.pickles.machine import MAX_MARKS, SET_ITEMS
+from torchkeep.formats.pickles.objects import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -295,7 +296,7 @@ def _reduce(m: Machine) -> None:
     arguments = m.stack.pop()
     called = m.stack[-1]
     if type(called) is not Constructor:
-        raise m.unsafe("", f"asks to call a {type(called).__name__}")
+        raise m.unsafe("", f"asks to call {kind_of(called)}")
     if type(arguments) is not tuple:
         raise m.malformed(f"gives {called.name} no tuple of arguments")
     m.stack[-1] = called.make(m, arguments)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from torchkeep.errors import FormatError
-from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef
+from torchkeep.formats.pickles.objects import Device, Dtype, Layout, Ordered, Size, TensorRef, kind_of
 from torchkeep.formats.values import MAX_DEPTH
 
 if TYPE_CHECKING:
@@ -142,6 +142,6 @@ def _parts(value: Any, path: str) -> Iterable[Any]:
     if kind in _SETS:
         return ()
     raise FormatError(
-        f"{path!r} holds a {kind.__name__} where a tensor, a container or a plain value is expected, which is not "
+        f"{path!r} holds {kind_of(value)} where a tensor, a container or a plain value is expected, which is not "
         "read; save a tensor or its name instead"
     )
