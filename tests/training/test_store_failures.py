@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +11,6 @@ import threading
 import pytest
 import torch
 
-import stored_runs
 import torchkeep as tk
 from stored_runs import WAIT, a_run, bits, bits_of, paused, train
 from torchkeep.errors import SaveUnfinishedError, StorageError, StoreError, TorchkeepWarning
@@ -349,46 +347,3 @@ def test_a_dropped_store_gives_its_lock_back_and_shows_what_failed(disk, tmp_pat
     disk.failing = None
     with tk.CheckpointStore(tmp_path / "run") as other:
         other.save(3, one(3))
-
-
-def fork_while_a_save_is_copied(folder):
-    """Let a child try everything while its parent's save is held."""
-    state = a_run()
-    with tk.CheckpointStore(folder) as store:
-        store.save(1, state).result()
-        train(state)
-        with paused(store) as pause:
-            want = bits(state)
-            pending = store.save(2, state)
-            pause.wait()
-            child = os.fork()
-            if not child:
-                code = 1
-                try:
-                    signal.alarm(30)
-                    state.optimizer.step()
-                    for call in (lambda: store.save(3, state), store.prune, pending.result):
-                        with pytest.raises(StoreError, match="forked"):
-                            call()
-                    assert [found.step for found in store.checkpoints()] == [1]
-                    assert store.restore(state) == 1
-                    store.close()
-                    code = 0
-                finally:
-                    os._exit(code)
-            assert os.waitpid(child, 0)[1] == 0
-            pause.go.set()
-            assert bits_of(pending.result()) == want
-        store.save(3, state, wait=True)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_child_reads_but_cannot_write(tmp_path):
-    """Forked while a save is copied: the child steps at once, its saves are refused; the parent's is whole.
-
-    In a process of its own: threads that other tests have left in this one are not the child's to inherit.
-    """
-    script = "import runpy, sys; runpy.run_path(sys.argv[1])['fork_while_a_save_is_copied'](sys.argv[2])"
-    helpers = {**os.environ, "PYTHONPATH": os.path.dirname(stored_runs.__file__)}  # noqa: PTH120 - the environment holds text
-    command = [sys.executable, "-c", script, __file__, str(tmp_path / "run")]
-    subprocess.run(command, check=True, env=helpers)

@@ -1,0 +1,47 @@
+"""A forked child, such as a worker of a DataLoader, reads from a store that it inherits, and never hangs.
+
+Its parent's threads are not in it, but what they held when it was forked is.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import torchkeep as tk
+from forks import child_ends_well, in_own_process
+from stored_runs import a_run, bits, bits_of, paused, train
+from torchkeep.errors import StoreError
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+def fork_while_a_save_is_copied(folder):
+    state = a_run()
+    with tk.CheckpointStore(folder) as store:
+        store.save(1, state).result()
+        train(state)
+        with paused(store) as pause:
+            want = bits(state)
+            pending = store.save(2, state)
+            pause.wait()
+
+            def try_everything():
+                state.optimizer.step()
+                for call in (lambda: store.save(3, state), store.prune, pending.result):
+                    with pytest.raises(StoreError, match="forked"):
+                        call()
+                assert [found.step for found in store.checkpoints()] == [1]
+                assert store.restore(state) == 1
+                store.close()
+
+            assert child_ends_well(try_everything)
+            pause.go.set()
+            assert bits_of(pending.result()) == want
+        store.save(3, state, wait=True)
+
+
+def test_a_forked_child_reads_but_cannot_write(tmp_path):
+    """Forked while a save is copied: the child steps at once, its saves are refused; the parent's is whole."""
+    in_own_process(fork_while_a_save_is_copied, str(tmp_path / "run"))
