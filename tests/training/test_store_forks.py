@@ -6,12 +6,14 @@ Its parent's threads are not in it, but what they held when it was forked is.
 from __future__ import annotations
 
 import os
+from threading import Event, Thread
 
 import pytest
+import torch
 
 import torchkeep as tk
 from forks import child_ends_well, in_own_process
-from stored_runs import a_run, bits, bits_of, paused, train
+from stored_runs import WAIT, a_run, bits, bits_of, paused, train
 from torchkeep.errors import StoreError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -45,3 +47,36 @@ def fork_while_a_save_is_copied(folder):
 def test_a_forked_child_reads_but_cannot_write(tmp_path):
     """Forked while a save is copied: the child steps at once, its saves are refused; the parent's is whole."""
     in_own_process(fork_while_a_save_is_copied, str(tmp_path / "run"))
+
+
+def fork_while_a_thread_reads(folder):
+    with tk.CheckpointStore(folder) as store:
+        store.save(1, {"w": torch.ones(2)}).result()
+        (one,), (other,) = store.checkpoints(), store.checkpoints()
+        reading, go = Event(), Event()
+        manifest = one.archive.manifest
+
+        def slowly(name):
+            reading.set()
+            assert go.wait(WAIT)
+            return manifest(name)
+
+        one.archive.manifest = slowly
+        thread = Thread(target=lambda: one["w"])
+        thread.start()
+        assert reading.wait(WAIT)
+        del one.archive.manifest
+
+        def read():
+            assert torch.equal(other["w"], torch.ones(2))
+
+        try:
+            assert child_ends_well(read)
+        finally:
+            go.set()
+            thread.join()
+
+
+def test_a_child_reads_although_a_thread_was_reading(tmp_path):
+    """Another thread of the parent is reading the same kind of thing: what it is in the midst of locks nothing."""
+    in_own_process(fork_while_a_thread_reads, str(tmp_path / "run"))

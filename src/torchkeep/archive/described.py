@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
+from torchkeep.caching import cached_property
 from torchkeep.errors import FormatError, NewerFormatError
 from torchkeep.formats.describing import Known, check_facts, names_of_ties
 from torchkeep.formats.document import ModuleFacts, decode_json

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
@@ -17,6 +16,7 @@ from msgspec import Meta, Struct
 
 from torchkeep.archive.consistency import check_body
 from torchkeep.archive.lines import damaged, holds, sealed
+from torchkeep.caching import cached_property
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import DamageError, FormatError, NewerFormatError
 from torchkeep.formats.values import decode, encode

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+from torchkeep.caching import cached_property
 from torchkeep.errors import ChecksFailedError
 
 Status: TypeAlias = Literal[

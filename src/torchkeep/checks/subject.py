@@ -8,7 +8,6 @@ import sysconfig
 import traceback
 import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torchkeep.caching import cached_property
 from torchkeep.checks.nested import mapped, tensors
 from torchkeep.checks.settings import Captured, reseed
 from torchkeep.checks.snapshot import Snapshot

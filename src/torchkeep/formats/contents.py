@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from torchkeep.caching import cached_property
 from torchkeep.dtypes import BY_CODE
 from torchkeep.errors import DamageError, FormatError
 from torchkeep.formats.consistency import check

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
+from torchkeep.caching import cached_property
 from torchkeep.errors import NoMatchError, RuleError
 from torchkeep.init.applying import carry_out, whole_value
 from torchkeep.init.drawing import one_torch_thread, seed_secret

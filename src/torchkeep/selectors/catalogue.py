@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from torchkeep.caching import cached_property
 from torchkeep.selectors.paths import Paths, number
 
 if TYPE_CHECKING:

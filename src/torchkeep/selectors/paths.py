@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING
+
+from torchkeep.caching import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

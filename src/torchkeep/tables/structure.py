@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from torchkeep.caching import cached_property
 from torchkeep.errors import NoMatchError, SourceError
 from torchkeep.names import join
 from torchkeep.selectors.suggest import did_you_mean, nearest

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from msgspec import Struct
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torchkeep.caching import cached_property
 from torchkeep.errors import SourceError
 from torchkeep.names import join, natural_key, parent
 from torchkeep.rows import Kind, Listing, Row

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torchkeep.archive.described import Described
 from torchkeep.archive.manifest import name_of
+from torchkeep.caching import cached_property
 from torchkeep.errors import NoMatchError
 from torchkeep.selectors.suggest import alternatives, nearest
 from torchkeep.tensors.archived import read_archived

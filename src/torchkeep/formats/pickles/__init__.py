@@ -6,9 +6,9 @@ containers and plain values. docs/pytorch-files.md says what is read and what is
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from torchkeep.caching import cached_property
 from torchkeep.errors import FormatError
 from torchkeep.formats.digests import digest
 from torchkeep.formats.kinds import HEAD, is_pickled, is_tar

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from torchkeep.caching import cached_property
 from torchkeep.names import join
 from torchkeep.tensors.sharing import unused_name
 
