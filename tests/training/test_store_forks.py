@@ -5,6 +5,7 @@ Its parent's threads are not in it, but what they held when it was forked is.
 
 from __future__ import annotations
 
+import mmap
 import os
 from threading import Event, Thread
 
@@ -80,3 +81,23 @@ def fork_while_a_thread_reads(folder):
 def test_a_child_reads_although_a_thread_was_reading(tmp_path):
     """Another thread of the parent is reading the same kind of thing: what it is in the midst of locks nothing."""
     in_own_process(fork_while_a_thread_reads, str(tmp_path / "run"))
+
+
+def fork_with_memory_for_copies(folder):
+    state = {"w": torch.zeros(2**20)}
+    with tk.CheckpointStore(folder) as store:
+        store.save(1, state).result()
+
+        def close_and_keep_own_memory():
+            blocks = [mmap.mmap(-1, 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(8)]
+            for block in blocks:
+                block[:] = b"x" * 2**20
+            store.close()
+            assert all(block[:] == b"x" * 2**20 for block in blocks)
+
+        assert child_ends_well(close_and_keep_own_memory)
+
+
+def test_a_child_that_drops_the_store_keeps_its_own_memory(tmp_path):
+    """The parent's memory for copies is not in the child, and giving it back there takes nothing else away."""
+    in_own_process(fork_with_memory_for_copies, str(tmp_path / "run"))

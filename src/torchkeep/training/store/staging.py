@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +14,8 @@ import psutil
 import torch
 
 _FLAGS: Final = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+_WIPE_ON_FORK: Final = 18 if sys.platform == "linux" else None
+"""Linux's MADV_WIPEONFORK, which Python has no name for."""
 _SPARE: Final = 32 * 1024 * 1024
 """Bytes that a save needs beside the snapshot: windows of its threads, and the manifest."""
 _NO_LIMIT: Final = 1 << 60
@@ -76,13 +80,14 @@ def _allocated(nbytes: int, *, pinned: bool) -> mmap.mmap | torch.Tensor:
     except OSError as cause:
         raise MemoryError(str(cause)) from cause
     for advice in (
-        "MADV_HUGEPAGE",  # fewer faults when it is filled for the first time
-        "MADV_DONTFORK",  # workers of a DataLoader would make each page be copied when it is filled again
+        getattr(mmap, "MADV_HUGEPAGE", None),  # fewer faults when it is filled for the first time
+        # Workers of a DataLoader would make each page be copied when it is filled again. Not MADV_DONTFORK: what a
+        # child then has at these addresses would be gone when this object is.
+        _WIPE_ON_FORK,
     ):
-        try:
-            memory.madvise(getattr(mmap, advice))
-        except (AttributeError, OSError):  # it is advice: without it everything works as well
-            continue
+        if advice is not None:
+            with suppress(OSError):  # it is advice: without it everything works as well
+                memory.madvise(advice)
     return memory
 
 
