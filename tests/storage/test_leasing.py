@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from archive_states import content, state
+from forks import child_ends_well
 from torchkeep.archive import Retention, Writer
 from torchkeep.errors import StorageError, StoreError, StoreLockedError
 from torchkeep.storage import leasing
@@ -253,15 +254,14 @@ def test_who_has_flock_minds_a_lease(root):
 def test_a_forked_child_does_not_hold_the_lease(root):
     """It can't write, and what it closes stays the parent's."""
     store = Writer(LOCAL_FOLDERS, root)
-    child = os.fork()
-    if child == 0:
-        try:
+
+    def fail_to_write():
+        with pytest.raises(StoreError, match="forked"):
             store.commit(1, state(w=b"x"))
-        except StoreError as error:
-            store.close()
-            os._exit(0 if "forked" in str(error) else 2)
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+        store.close()
+
+    with store._lock._stopped._cond:  # taken for moments by the thread that renews
+        assert child_ends_well(fail_to_write)
     store.commit(1, state(w=b"y"))
     store.close()
 

@@ -50,6 +50,23 @@ def test_a_forked_child_reads_but_cannot_write(tmp_path):
     in_own_process(fork_while_a_save_is_copied, str(tmp_path / "run"))
 
 
+def fork_while_a_save_ends(folder):
+    with tk.CheckpointStore(folder) as store:
+        pending = store.save(1, {"w": torch.ones(2)})
+        pending.result()
+
+        def look():
+            assert pending.result().step == 1
+
+        with pending._ended._cond:  # taken by the thread that saves while it tells those who wait
+            assert child_ends_well(look)
+
+
+def test_a_child_has_the_result_of_a_save_that_ended_just_then(tmp_path):
+    """It is there, or the child is told that it was under way; nothing is waited for."""
+    in_own_process(fork_while_a_save_ends, str(tmp_path / "run"))
+
+
 def fork_while_a_thread_reads(folder):
     with tk.CheckpointStore(folder) as store:
         store.save(1, {"w": torch.ones(2)}).result()

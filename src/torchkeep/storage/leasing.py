@@ -134,8 +134,8 @@ class Lease:
     def release(self) -> None:
         """Give it back; a second call does nothing."""
         held, self._held = self.held, False
-        self._stopped.set()
-        if held:
+        if held:  # not in a forked child, where nobody renews it, and what stops that may be locked for ever
+            self._stopped.set()
             with suppress(OSError):  # what can't be removed expires
                 found = _read(self._path)
                 if found is not None and found.said.get("token") == self._token:

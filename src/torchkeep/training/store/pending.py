@@ -66,7 +66,7 @@ class PendingSave:
                 f"the save of step {self.step} was under way when this process was forked; ask the one that began "
                 "it"
             )
-        if not self._ended.wait(timeout):
+        if not self._wait(timeout):
             raise SaveUnfinishedError(
                 f"the save of step {self.step} is still under way after {timeout:g} s; wait longer, or without a "
                 "timeout"
@@ -79,10 +79,14 @@ class PendingSave:
 
     def tell(self) -> BaseException | None:
         """Wait until it has ended, and return what failed and was not told yet. Warn of what else went wrong."""
-        self._ended.wait()
+        self._wait()
         told, self.told = self.told, True
         self.warn()
         return None if told else self._error
+
+    def _wait(self, timeout: float | None = None) -> bool:
+        # What has ended is not waited for: that takes a lock, which a child forked just then would find taken.
+        return self._ended.is_set() or self._ended.wait(timeout)
 
     def warn(self) -> None:
         """Warn of what went wrong beside the save itself."""
