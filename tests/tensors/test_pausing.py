@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
+from threading import Event, Thread
 
 import pytest
 import torch
 
 import torchkeep as tk
+from forks import child_ends_well, in_own_process
 from torchkeep.tensors.pausing import without_collections
 
 
@@ -33,3 +36,35 @@ def test_the_collector_is_as_it_was(tmp_path, on):
         assert gc.isenabled() is on
     finally:
         (gc.enable if was_on else gc.disable)()
+
+
+def fork_while_a_thread_holds_it():
+    held, go = Event(), Event()
+
+    def hold():
+        with without_collections():
+            held.set()
+            assert go.wait(60)
+
+    def see_it_on():
+        assert gc.isenabled()
+        with without_collections():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+
+    thread = Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    try:
+        assert child_ends_well(see_it_on)
+        assert not gc.isenabled()
+    finally:
+        go.set()
+        thread.join()
+    assert gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_collects_garbage():
+    """Although it was forked while another thread, one that saves say, held that, and is not there to end it."""
+    in_own_process(fork_while_a_thread_holds_it)
