@@ -13,7 +13,8 @@ from typing import Final
 import psutil
 import torch
 
-_FLAGS: Final = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+from torchkeep.storage.buffers import anonymous
+
 _WIPE_ON_FORK: Final = 18 if sys.platform == "linux" else None
 """Linux's MADV_WIPEONFORK, which Python has no name for."""
 _SPARE: Final = 32 * 1024 * 1024
@@ -74,9 +75,7 @@ def _allocated(nbytes: int, *, pinned: bool) -> mmap.mmap | torch.Tensor:
         except RuntimeError:  # that kind of accelerator has none, or it is used up; other memory is only slower
             pass
     try:
-        if not _FLAGS:
-            return mmap.mmap(-1, nbytes)
-        memory = mmap.mmap(-1, nbytes, flags=_FLAGS)
+        memory = anonymous(nbytes)
     except OSError as cause:
         raise MemoryError(str(cause)) from cause
     for advice in (
