@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import OrderedDict
@@ -354,3 +355,17 @@ def test_memory_that_tensors_share_without_being_tied_is_said(tmp_path, target, 
         assert torch.equal(found[name], tensor)
     assert main(["convert", str(source), str(target), "--force", "--select", "{whole,apart}"]) == 0
     assert "overlap" not in capsys.readouterr().out
+
+
+def test_what_was_written_as_json(tmp_path, target, capsys):
+    """Programs get the report whole: sizes, ties, what was renamed, converted and left out."""
+    shared = torch.ones(3)
+    tk.save({"a": shared, "b": shared, "c": torch.zeros(2, dtype=torch.int8)}, tmp_path / "a.safetensors")
+    source = str(tmp_path / "a.safetensors")
+    assert run(source, target, "--rename", "a=x", "--dtype", "float16", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["source"] == source
+    assert (found["path"], found["nbytes"]) == (str(target), target.stat().st_size)
+    assert (found["tensors"], found["renamed"], found["cast"]) == (2, 1, 1)
+    assert [set(names) for names in found["ties"]] == [{"x", "b"}]
+    assert len(found["digest"]) == 64

@@ -162,8 +162,11 @@ def test_a_directory_is_no_target(tmp_path):
 
 def test_a_missing_folder_is_named_and_not_created(tmp_path):
     """A typo in a path should not make a tree of folders."""
-    with pytest.raises(MissingFileError, match=r"none.*does not exist"):
-        tk.save(OLD, tmp_path / "none" / "file")
+    path = str(tmp_path / "none" / "file")
+    with pytest.raises(MissingFileError, match=r"none.*does not exist") as caught:
+        tk.save(OLD, path)
+    assert str(caught.value).startswith(f"can't write {path!r}: {str(tmp_path / 'none')!r} does not exist")
+    assert caught.value.filename == path
     no_strays(tmp_path)
 
 
@@ -235,6 +238,7 @@ def test_a_size_limit_is_told_and_leaves_the_old_file(path, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
+    assert str(caught.value).startswith(f"can't write {str(path)!r}: ")
     assert path.read_bytes() == before
     no_strays(tmp_path, "file")
 

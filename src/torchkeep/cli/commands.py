@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -131,15 +131,14 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> l
 )
 @click.option("--dtype", metavar="DTYPE", callback=_dtype, help="Convert floating-point tensors to this dtype.")
 @click.option("--force", is_flag=True, help="Replace DST when it exists; it may be SRC.")
-def _convert(
-    source: str, target: str, *, select: str | None, rename: list[tuple[str, str]], dtype: str | None, force: bool
-) -> Callable[[], str]:
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
+def _convert(source: str, target: str, **options: Any) -> Callable[[], str]:
     """Write the tensors of SRC as one safetensors file DST.
 
     DST gets digests and keeps ties, and of files that torchkeep wrote also kinds and classes. It is written beside
     its place and renamed into it when it is durable. SRC is verified on the way, and read piece by piece.
     """
-    return partial(convert, source, target, select=select, rename=rename, dtype=dtype, force=force)
+    return partial(convert, source, target, **options)
 
 
 @_commands.command("diff", short_help="Compare the tensors of two files or checkpoints.", epilog=EXIT_CODES)

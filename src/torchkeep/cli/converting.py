@@ -20,17 +20,22 @@ def convert(
     rename: Sequence[tuple[str, str]],
     dtype: str | None,
     force: bool,
+    as_json: bool,
 ) -> str:
     """Convert a source; see `torchkeep.files.converting.convert`.
 
     Returns:
-        What was written, for people, with a final newline.
+        What was written, for people or as a JSON document, with a final newline.
     """
     from torchkeep.files.converting import convert as converted  # noqa: PLC0415 - torch, for this command alone
     from torchkeep.rows.text import size_text  # noqa: PLC0415 - same
     from torchkeep.storage.local import LOCAL  # noqa: PLC0415 - same
 
     report = converted(LOCAL, source, target, select=select, rename=rename, dtype=dtype, force=force)
+    if as_json:
+        from torchkeep.cli.documents import convert_document  # noqa: PLC0415 - text needs none of it
+
+        return convert_document(source, report)
     tensors = f"{report.tensors} tensor{'' if report.tensors == 1 else 's'}, {size_text(report.nbytes)}"
     lines = [f"wrote {tensors}, to {report.path}"]
     if dtype is not None:

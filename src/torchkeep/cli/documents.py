@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torchkeep.archive.retaining import Best
     from torchkeep.cli.logbook import Logged
     from torchkeep.files.comparing import Compared, Comparison
+    from torchkeep.files.converting import ConvertReport
     from torchkeep.files.verifying import SourceReport
     from torchkeep.rows import Row
     from torchkeep.tables.statistics import Statistics
@@ -169,6 +170,12 @@ def prune_document(
         store=_text(store), dry_run=dry_run, rule=rule, removed=gone, kept=left, packs=packs, freed=nbytes
     )
     return f"{head}}}\n"
+
+
+def convert_document(source: str, report: ConvertReport) -> str:
+    """Return the document of ``torchkeep convert --json``, with a final newline."""
+    found = msgspec.structs.asdict(report) | {"path": _text(report.path)}
+    return f"{_head(source=_text(source), **found)}}}\n"
 
 
 def _plain(value: Any) -> Any:

@@ -33,18 +33,25 @@ def replacing(storage: Storage, path: str) -> Iterator[WritableFile]:
     target = storage.resolve(path)
     mode = storage.replaceable_mode(target)
     unfinished = os.path.join(os.path.dirname(target), f".torchkeep-{secrets.token_hex(8)}.tmp")  # noqa: PTH118, PTH120
-    file = storage.create(unfinished, mode)
     try:
+        file = storage.create(unfinished, mode)
         try:
-            yield file
-            file.sync()
-        finally:
-            file.close()
-        storage.rename(unfinished, target)
-    except BaseException:
-        # What went wrong first is what must be told; nothing more can be done about a file that stays.
-        with suppress(StorageError):
-            storage.remove(unfinished)
+            try:
+                yield file
+                file.sync()
+            finally:
+                file.close()
+            storage.rename(unfinished, target)
+        except BaseException:
+            # What went wrong first is what must be told; nothing more can be done about a file that stays.
+            with suppress(StorageError):
+                storage.remove(unfinished)
+            raise
+    except StorageError as error:
+        # Who asked for the target knows nothing of the unfinished file.
+        error.args = (str(error).replace(repr(unfinished), repr(path)),)
+        if error.filename == unfinished:
+            error.filename = path
         raise
     try:
         storage.sync_directory(target)
