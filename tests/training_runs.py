@@ -35,9 +35,9 @@ class Store:
             step, tensors, aliases=found.aliases, tree=found.tree, recipe=found.recipe, versions=found.versions
         )
 
-    def restore(self, state, manifest=None):
+    def restore(self, state, manifest=None, **policies):
         """Restore a state, from the latest checkpoint if no other is given."""
-        return restore_into(state, self.writer, manifest or self.writer.latest())
+        return restore_into(state, self.writer, manifest or self.writer.latest(), **policies)
 
 
 def seed_everything(seed):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import torchkeep as tk
 from fed_batches import CountsYielded, Items, OwnPlace, Stream, make_rows
-from torchkeep.errors import RunError, SourceError, StorageError, TorchkeepWarning, UnsavableError
+from torchkeep.errors import LoadError, RunError, SourceError, StorageError, TorchkeepWarning, UnsavableError
 from torchkeep.storage.local_folders import LocalFolders
 from torchkeep.training.run import progress
 
@@ -285,6 +285,28 @@ def test_an_older_step_can_be_gone_on_from(tmp_path):
     assert go(again, batches, 9) == seen[3:]
     assert steps_of(again) == [3, 6, 9, 6, 9]
     again.store.close()
+
+
+def test_a_model_that_was_extended_goes_on(tmp_path):
+    """The run's step and data go on, as do the old layers; from the next checkpoint on nothing is new any more."""
+    first = make(tmp_path / "store")
+    go(first, loader(), 6)
+    first.store.close()
+
+    def extended():
+        run = make(tmp_path / "store")
+        run.state.model.append(nn.Linear(1, 1))
+        run.state.optimizer = torch.optim.SGD(run.state.model.parameters(), 1e-3, momentum=0.9)
+        return run
+
+    again = extended()
+    with pytest.raises(LoadError, match=r"3\.weight"):
+        go(again, loader(), 9)
+    with pytest.warns(TorchkeepWarning, match=r"the checkpoint has no 3\.weight, 3\.bias"):
+        assert again.resume(missing="ignore") == 6
+    assert [one[0] for one in go(again, loader(), 9)] == [6, 7, 8]
+    again.store.close()
+    assert extended().resume() == 9
 
 
 def test_a_restore_that_a_run_does_not_go_on_from_is_told(tmp_path):

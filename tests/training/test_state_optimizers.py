@@ -341,7 +341,8 @@ def test_another_kind_of_optimizer_is_refused():
     net = mlp()
     store.save(state_of(net))
     with pytest.raises(
-        LoadError, match="has the state of Adam, and this is SGD; make that of the checkpoint, or leave"
+        LoadError,
+        match="has the state of Adam, and this is SGD; make that of the checkpoint, or, to begin without",
     ):
         store.restore(state_of(net, torch.optim.SGD(net.parameters(), 0.1)))
 

@@ -112,12 +112,37 @@ def test_missing_parts_are_an_error_and_further_ones_are_told():
     store.save(tk.TrainingState(model=net, best=1))
     with pytest.raises(LoadError) as caught:
         store.restore(tk.TrainingState(model=net, ema=mlp(), scale=2))
-    has = "it has model, best, epoch, batch, sampler, rng; leave it out of the state to restore the rest"
+    has = "it has model, best, epoch, batch, sampler, rng; to keep what is there, give missing='ignore'"
     assert caught.value.problems == (
         f"the checkpoint has no part 'ema'; {has}",
         f"the checkpoint has no part 'scale'; {has}",
     )
     assert store.restore(tk.TrainingState(model=net)) == ("the part 'best'",)
+    new = tk.TrainingState(model=net, scale=2)
+    left = ("the part 'scale': the checkpoint has none", "the part 'best'")
+    assert (store.restore(new, missing="ignore"), new.scale) == (left, 2)
+
+
+def test_a_model_may_have_gained_and_lost_layers():
+    """Where that is asked for, new layers keep what they have, old ones are left; another shape is an error."""
+
+    def net(**sizes):
+        return nn.ModuleDict({name: nn.Linear(size, size) for name, size in sizes.items()})
+
+    store, old, new = Store(), net(a=2, b=3), net(c=4, a=2)
+    store.save(tk.TrainingState(model=old))
+    state, fresh = tk.TrainingState(model=new), new["c"].weight.clone()
+    for policies in ({}, {"missing": "ignore"}, {"unexpected": "ignore"}):
+        with pytest.raises(LoadError, match="give missing='ignore'; to leave what is gone, unexpected='ignore'"):
+            store.restore(state, **policies)
+    assert store.restore(state, missing="ignore", unexpected="ignore") == (
+        "model: the checkpoint has no c.weight, c.bias",
+        "model: there is no b.weight, b.bias here",
+    )
+    assert torch.equal(new["a"].weight, old["a"].weight)
+    assert torch.equal(new["c"].weight, fresh)
+    with pytest.raises(LoadError, match=r"the model has the shape \[9, 9\]"):
+        store.restore(tk.TrainingState(model=net(a=9, b=3)), missing="ignore", unexpected="ignore")
 
 
 def test_parts_of_another_kind_are_refused():

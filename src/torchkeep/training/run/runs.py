@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
+    from torchkeep.files.planning import Policy
     from torchkeep.training.state.states import TrainingState
     from torchkeep.training.store.stores import CheckpointStore, Which
 
@@ -116,6 +117,7 @@ class Run:
         self._looping = self._stepped = self._restored = self._settled = False
         self._random: dict[str, Any] | None = None
         self._wanted: Which | None = None
+        self._policies: dict[str, Policy] = {}
 
     @property
     def durable(self) -> int | None:
@@ -132,13 +134,17 @@ class Run:
         """How many batches of the epoch are done."""
         return self._places.here.batch
 
-    def resume(self, step: Which | None = None) -> int | None:
+    def resume(
+        self, step: Which | None = None, *, missing: Policy = "error", unexpected: Policy = "error"
+    ) -> int | None:
         """Restore a checkpoint now, not when the first loop begins, which restores the newest by itself.
 
         What is changed in the state after this stays changed.
 
         Args:
             step: which; what is saved from then on follows it. None: the newest that is intact.
+            missing: as `CheckpointStore.restore` takes it: ``"ignore"`` for a model or state that was extended.
+            unexpected: as `CheckpointStore.restore` takes it: ``"ignore"`` for a model that lost layers.
 
         Returns:
             Its step; None where there is none, and only without a step.
@@ -150,6 +156,7 @@ class Run:
         if self._stepped:
             raise RunError(f"the run is at step {self.step} and can't be resumed; make a new Run")
         self._wanted = step
+        self._policies = {"missing": missing, "unexpected": unexpected}
         self._restore()
         # What is drawn from now on to the first loop must not shift what the loop draws.
         self._random = rng_state()
@@ -303,7 +310,7 @@ class Run:
 
     def _restore(self) -> None:
         before = self.store.restored
-        self.resumed_from = self._saves.durable = self.store.restore(self.state, self._wanted)
+        self.resumed_from = self._saves.durable = self.store.restore(self.state, self._wanted, **self._policies)
         self.step = self.resumed_from or 0
         if self._wanted is None and before not in {None, self.step}:
             warn(

@@ -212,7 +212,10 @@ class Plan:
                 f"  {line}" for text in (*self._short(), *self._reports) for line in text.splitlines()
             )
             if self._reports:
-                lines += f"\nTo load a module alone, renamed or in part: tk.load_into(net, {self.location!r}, ...)"
+                lines += (
+                    "\nTo keep what is new here, give missing='ignore'; to leave what is gone, unexpected='ignore'"
+                    f"\nTo load a module alone, renamed or in part: tk.load_into(net, {self.location!r}, ...)"
+                )
             error = LoadError(f"{self.text} does not fit the state; nothing was changed\n{lines}")
             error.problems = tuple(self.problems)
             raise error

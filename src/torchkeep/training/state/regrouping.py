@@ -110,7 +110,7 @@ class _Regrouping:
         if kind != self._kept.kind:
             self._problem(
                 f"the checkpoint has the state of {self._kept.kind}, and this is {kind}; make that of the "
-                f"checkpoint, or leave the optimizer out of the state to begin without"
+                "checkpoint, or, to begin without state, give this one another name and missing='ignore'"
             )
             return
         were = [[self._was.get(id(one)) for one in group] for group in self._named.groups]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torchkeep.archive import Archive, Manifest
+    from torchkeep.files.planning import Policy
     from torchkeep.formats.values import Node
     from torchkeep.training.state.naming import Names
 
@@ -41,7 +42,14 @@ _OWN = (ModuleKeeper, OptimizerKeeper, ValueKeeper)
 
 
 @without_collections()
-def restore_into(state: object, archive: Archive, manifest: Manifest) -> tuple[str, ...]:
+def restore_into(
+    state: object,
+    archive: Archive,
+    manifest: Manifest,
+    *,
+    missing: Policy = "error",
+    unexpected: Policy = "error",
+) -> tuple[str, ...]:
     """Put a live state into the state that a checkpoint has.
 
     Live tensors are filled in place and stay the objects that they are; every byte is verified. An optimizer's
@@ -52,6 +60,9 @@ def restore_into(state: object, archive: Archive, manifest: Manifest) -> tuple[s
         state: a `TrainingState`, a module, or nested containers of tensors and plain values.
         archive: the store.
         manifest: of the checkpoint.
+        missing: ``"ignore"`` leaves parts of a `TrainingState`, and what is in modules, as they are where the
+            checkpoint has nothing for them.
+        unexpected: ``"ignore"`` leaves what the checkpoint has in modules and these have not.
 
     Returns:
         A sentence for each thing that the checkpoint has and the state did not ask for, or that the state has and
@@ -71,7 +82,7 @@ def restore_into(state: object, archive: Archive, manifest: Manifest) -> tuple[s
     # The others' code is not asked what they hold: a loader might start its workers for that.
     contents = [keeper.content(names) for keeper in keepers.values() if isinstance(keeper, _OWN)]
     plan = Plan(archive, manifest, keepers, contents)
-    restoring = _Restoring(state, plan, names)
+    restoring = _Restoring(state, plan, names, {"missing": missing, "unexpected": unexpected})
     if isinstance(state, TrainingState):
         restoring.parts(keepers)
     elif isinstance(keepers[""], ModuleKeeper):
@@ -87,8 +98,9 @@ def restore_into(state: object, archive: Archive, manifest: Manifest) -> tuple[s
 class _Restoring:
     """Plans each kind of part."""
 
-    def __init__(self, state: Any, plan: Plan, names: Names) -> None:
+    def __init__(self, state: Any, plan: Plan, names: Names, policies: Mapping[str, Policy]) -> None:
         self._state, self._plan, self._names = state, plan, names
+        self._policies = policies
         self._rng: dict[str, Any] | None = None
 
     def parts(self, keepers: Mapping[str, Keeper]) -> None:
@@ -100,8 +112,10 @@ class _Restoring:
             plan.problems.append(f"the checkpoint holds {held} alone, and not a TrainingState; restore into that")
             return
         lacking = [part for part in keepers if part not in nodes]
-        if lacking:
-            has = f"it has {', '.join(nodes)}; leave it out of the state to restore the rest"
+        if lacking and self._policies["missing"] == "ignore":
+            plan.left += [f"the part {part!r}: the checkpoint has none" for part in lacking]
+        elif lacking:
+            has = f"it has {', '.join(nodes)}; to keep what is there, give missing='ignore'"
             plan.problems += [f"the checkpoint has no part {part!r}; {has}" for part in lacking]
         for part, keeper in sorted(keepers.items(), key=lambda item: not isinstance(item[1], ModuleKeeper)):
             if part in nodes:
@@ -194,12 +208,17 @@ class _Restoring:
             plan.problems.append(f"{where}the checkpoint has no module there")
             return
         source = CheckpointSource(plan.archive, plan.manifest, prefix)
-        matched = match(keeper.obj, source, Options(may_cast=False))
+        policies: dict[str, Policy] = {**self._policies, "mismatch": "error"}
+        matched = match(keeper.obj, source, Options(policies=policies, may_cast=False))
         try:
             matched.plan.raise_for_problems()
         except LoadError as error:
             plan.report(keeper.part, error)
             return
+        if matched.plan.missing:
+            plan.left.append(f"{where}the checkpoint has no {listed(matched.plan.missing)}")
+        if matched.plan.unexpected:
+            plan.left.append(f"{where}there is no {listed(matched.plan.unexpected)} here")
         for (owner, target), pair in zip(matched.pairs, matched.plan.matched, strict=True):
             name = f"{keeper.part}.{pair.name}" if keeper.part else pair.name
             other = plan.fill(owner, target, name)

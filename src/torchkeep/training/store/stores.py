@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from torchkeep.archive import Manifest, PruneReport
     from torchkeep.errors import DamageError
+    from torchkeep.files.planning import Policy
     from torchkeep.storage.folders import FolderStorage
     from torchkeep.training.store.pending import PendingSave
 
@@ -298,13 +299,24 @@ class CheckpointStore:
 
     # Restoring
 
-    def restore(self, state: object, step: Which | None = None) -> int | None:
+    def restore(
+        self,
+        state: object,
+        step: Which | None = None,
+        *,
+        missing: Policy = "error",
+        unexpected: Policy = "error",
+    ) -> int | None:
         """Bring a state back, in place, every byte verified. The next save follows what was restored.
 
         Args:
             state: as it is saved. A TorchkeepWarning tells what only one of the two has.
             step: which checkpoint; None: the newest that is intact. Only damage falls back to an earlier one,
                 and a TorchkeepWarning names it.
+            missing: what becomes of what the checkpoint lacks, be it a tensor of a module or a part of the state:
+                ``"ignore"`` leaves it as it is.
+            unexpected: what becomes of tensors that the checkpoint has in a module which has no such one any
+                more: ``"ignore"`` leaves them.
 
         Returns:
             The step restored; None only where there is no checkpoint, and only without a step.
@@ -325,7 +337,7 @@ class CheckpointStore:
 
             def load(manifest: Manifest) -> None:
                 nonlocal left
-                left = restore_into(state, archive, manifest)
+                left = restore_into(state, archive, manifest, missing=missing, unexpected=unexpected)
 
             manifest, skipped = self._load(archive, step, load)
             if manifest is None:
