@@ -94,6 +94,21 @@ def test_a_model_that_lost_parameters_says_so():
     assert left == ("optimizer: the state of parameters that no group here has: b.weight, b.bias",)
 
 
+def test_parameters_that_were_frozen_or_trained_before_are_told():
+    """A script that thaws a layer at some step has to do so again after a restart: nobody does it for it."""
+    store, net = Store(), named(a=nn.Linear(3, 3), b=nn.Linear(3, 3), c=nn.Linear(3, 3))
+    net.a.requires_grad_(requires_grad=False)
+    store.save(state_of(net, torch.optim.Adam(net.parameters())))
+    assert store.restore(state_of(net, torch.optim.Adam(net.parameters()))) == ()
+    net.a.requires_grad_()
+    net.c.weight.requires_grad_(requires_grad=False)
+    assert store.restore(state_of(net, torch.optim.Adam(net.parameters()))) == (
+        "optimizer: requires_grad: frozen in the checkpoint, and not here: a.weight, a.bias",
+        "optimizer: requires_grad: trained in the checkpoint, and not here: c.weight",
+    )
+    assert store.restore(tk.TrainingState(model=net)) == ("the part 'optimizer'",)
+
+
 def test_groups_are_found_by_name():
     """Groups that rules made carry names, so that they may come in another order."""
     store = Store()

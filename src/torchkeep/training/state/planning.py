@@ -12,6 +12,7 @@ from torchkeep.archive.described import decode_state
 from torchkeep.errors import DamageError, FormatError, LoadError
 from torchkeep.formats.document import decode_json
 from torchkeep.formats.values import decode
+from torchkeep.names import join
 from torchkeep.tensors.archived import fill_archived
 from torchkeep.tensors.copying import empty
 from torchkeep.tensors.dtypes import dtype_name, torch_dtype
@@ -46,6 +47,7 @@ class Plan:
     Attributes:
         value: the tree of values.
         modules: prefixes of the modules in it.
+        frozen: names of the parameters that these did not train.
         live: tensors of the state by name.
         parts: names of the state's parts.
         problems: a sentence for each thing that does not fit.
@@ -65,6 +67,7 @@ class Plan:
         tree = decode_state(manifest.path, manifest.body.tree)
         self.value: Node = decode_json(tree.value)
         self.modules = tuple(tree.modules)
+        self.frozen = frozenset(join(part, name) for part, facts in tree.modules.items() for name in facts.frozen)
         self.live = {
             name: tensor
             for one in contents

@@ -79,7 +79,7 @@ class _Regrouping:
         kept = dict.fromkeys(name for group in self._kept.names for name in group) | dict.fromkeys(
             self._kept.state
         )
-        paths = paths_of(list(kept), self._plan.modules, tensors.keys() | aliases.keys())
+        self._paths = paths = paths_of(list(kept), self._plan.modules, tensors.keys() | aliases.keys())
         by_path = {path: name for name, path in paths.items()}
         by_owner = {aliases.get(path, path): name for name, path in paths.items()}
         by_name = {name: name for name in kept if name not in paths}
@@ -239,9 +239,23 @@ class _Regrouping:
             self._plan.left.append(
                 f"{self._part}: parameters that are new here begin without state: {listed(new)}"
             )
+        for how, frozen in (("frozen", True), ("trained", False)):
+            turned = [
+                name
+                for one, name in self._parameters()
+                if one.requires_grad is frozen and self._was_frozen(one) is frozen
+            ]
+            if turned:
+                told = f"requires_grad: {how} in the checkpoint, and not here: {listed(turned)}"
+                self._plan.left.append(f"{self._part}: {told}")
         gone = [name for name in self._kept.state if name not in found]
         if gone:
             self._plan.left.append(f"{self._part}: the state of parameters that no group here has: {listed(gone)}")
+
+    def _was_frozen(self, parameter: Tensor) -> bool | None:
+        """Tell whether a parameter was frozen; None where the checkpoint does not say."""
+        path = self._paths.get(self._was.get(id(parameter), ""))
+        return None if path is None else path in self._plan.frozen
 
     def _assign(
         self, options: Sequence[Mapping[str, Any]], states: Sequence[tuple[Tensor, Any]], shared: Mapping[Any, Any]
