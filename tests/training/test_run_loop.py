@@ -6,6 +6,7 @@ import io
 import random
 import sys
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,16 @@ from torch.utils.data import DataLoader
 
 import torchkeep as tk
 from fed_batches import CountsYielded, Items, OwnPlace, Stream, make_rows
-from torchkeep.errors import LoadError, RunError, SourceError, StorageError, TorchkeepWarning, UnsavableError
+from torchkeep.archive import Writer
+from torchkeep.errors import (
+    LoadError,
+    RunError,
+    SourceError,
+    StorageError,
+    StoreLockedError,
+    TorchkeepWarning,
+    UnsavableError,
+)
 from torchkeep.storage.local_folders import LocalFolders
 from torchkeep.training.run import progress
 
@@ -309,6 +319,20 @@ def test_a_model_that_was_extended_goes_on(tmp_path):
     assert extended().resume() == 9
 
 
+def test_a_second_run_of_the_store_is_refused_before_its_first_step(tmp_path):
+    """Started twice by mistake, or before the old process has ended, from whose last step it then goes on."""
+    first = make(tmp_path / "store")
+    go(first, loader(), 6)
+    store = tk.CheckpointStore(tmp_path / "store", make_writer=partial(Writer, wait=0.0))
+    refused = tk.Run(store, make(tmp_path / "other").state, every=100)
+    with pytest.raises(StoreLockedError, match="this one, by another store"):
+        go(refused, loader(), 9)
+    go(first, loader(), 8)
+    first.store.close()
+    assert [one[0] for one in go(refused, loader(), 9)] == [8]
+    refused.store.close()
+
+
 def test_a_restore_that_a_run_does_not_go_on_from_is_told(tmp_path):
     """Whoever restores step 3 and makes a run wants to go on from there, or should know that it does not."""
     first = make(tmp_path / "store")
@@ -506,7 +530,7 @@ def test_what_can_not_be_saved_at_the_end_raises_anyway(tmp_path):
     disk = Full()
     run = make(tmp_path / "store", every=50, storage=disk, on_failure="warn")
     disk.full = True
-    with pytest.raises(StorageError, match="no space left"):
+    with pytest.warns(TorchkeepWarning, match="no space left"), pytest.raises(StorageError, match="no space left"):
         go(run, loader(), 3)
     assert run.durable is None
 

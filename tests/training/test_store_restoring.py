@@ -13,7 +13,14 @@ from torch import nn
 
 import torchkeep as tk
 from stored_runs import a_run, bits, paused, train
-from torchkeep.errors import DamageError, LoadError, MissingCheckpointError, StorageError, TorchkeepWarning
+from torchkeep.errors import (
+    DamageError,
+    LoadError,
+    MissingCheckpointError,
+    StorageError,
+    StoreError,
+    TorchkeepWarning,
+)
 
 
 @pytest.fixture
@@ -149,6 +156,20 @@ def test_steps_and_words_that_are_not_there_are_told(saved):
         store[7]
     with pytest.raises(MissingCheckpointError, match="it has 1, 2, 3"):
         store.verify(7)
+
+
+def test_who_restored_before_another_saved_has_to_restore_again(saved):
+    """It would go on beside the other's line of history, and end it; an older step is gone on from at will."""
+    where, _ = saved
+    state, store = a_run(), tk.CheckpointStore(where)
+    assert store.restore(state) == 3
+    with tk.CheckpointStore(where) as other:
+        other.save(9, a_run(), wait=True)
+    with pytest.raises(StoreError, match=r"step 9 was saved to .* after step 3 was restored here; restore again"):
+        store.save(4, state)
+    assert store.restore(state, 3) == 3
+    with store:
+        assert store.save(4, state).result().step == 4
 
 
 def test_a_restore_waits_for_the_save_in_flight(tmp_path):

@@ -209,16 +209,16 @@ def test_what_a_run_restores_is_what_its_first_save_builds_on(tmp_path):
 
 
 def test_a_checkpoint_that_others_pruned_is_not_built_on(tmp_path):
-    """Restored here, then another process writes and prunes it: the save says so, and a restore mends it."""
+    """Restored here, then another process prunes it: the save says so, and a restore mends it."""
     state = {"w": torch.ones(5)}
     with tk.CheckpointStore(tmp_path / "run") as store:
-        store.save(1, state)
-    late = tk.CheckpointStore(tmp_path / "run")
-    assert late.restore(state) == 1
-    with tk.CheckpointStore(tmp_path / "run", retention=tk.Retention(last=1)) as store:
-        for step in (2, 3):
+        for step in (1, 2, 3):
             state["w"].fill_(step)
             store.save(step, state)
+    late = tk.CheckpointStore(tmp_path / "run")
+    assert late.restore(state, 1) == 1
+    with tk.CheckpointStore(tmp_path / "run", retention=tk.Retention(last=1)) as store:
+        store.prune()
     with pytest.raises(StoreError, match="was pruned by another process"):
         late.save(2, state)
     assert late.restore(state) == 3

@@ -200,6 +200,7 @@ class Run:
             RunError: ``steps`` is no number of steps, a loop of this run is running, the loader gives nothing,
                 or (while iterating) not the batches of before.
             SourceError: batches can't be taken from this.
+            StoreLockedError: another process writes to the store (while iterating, before anything is restored).
         """
         check_source(loader)
         if type(steps) is not int or steps < 0:
@@ -296,6 +297,7 @@ class Run:
         """
         if self._stepped or self._settled:
             return
+        self._saves.open()  # before what is in the store is looked at, so that nobody else adds to it after that
         if self._random is not None:
             set_rng_state(self._random)
             self._random = None

@@ -67,6 +67,13 @@ class Saves:
         """Make the next step's end a time to save."""
         self._asked = True
 
+    def open(self) -> None:
+        """Open the store for writing: that another process does is told before the first step, not hours later."""
+        try:
+            _ = self._store.writer
+        except StorageError as error:
+            self._judge(error)
+
     def start_clock(self) -> None:
         """Count a duration from now on."""
         self._since = self._clock()

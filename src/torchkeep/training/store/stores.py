@@ -12,7 +12,7 @@ from torch import nn
 from torchkeep.archive import Archive, Retention, VerifyReport, Writer, verify
 from torchkeep.archive.manifest import encode_metrics
 from torchkeep.archive.preparing import is_made
-from torchkeep.errors import MissingCheckpointError, TorchkeepWarning
+from torchkeep.errors import MissingCheckpointError, StoreError, TorchkeepWarning
 from torchkeep.formats.values import decode
 from torchkeep.storage.local_folders import LOCAL_FOLDERS
 from torchkeep.tensors.checkpoints import Checkpoint
@@ -83,6 +83,7 @@ class CheckpointStore:
         self._storage = storage
         self._reader: Archive | None = None
         self._restored: tuple[Manifest, Archive] | None = None
+        self._newest = 0
         self.restored: int | None = None
         self._make_writer = make_writer
         self._flights = Flights(retention)
@@ -174,7 +175,8 @@ class CheckpointStore:
 
         Raises:
             StoreLockedError: another process writes to it.
-            StoreError: it was closed, this process was forked, or what was restored here was pruned meanwhile.
+            StoreError: it was closed, this process was forked, or another one has saved to it, or pruned what was
+                restored here, since that was restored.
             StorageError: the operating system refused.
         """
         return self._flights.opened(self._open)
@@ -183,11 +185,21 @@ class CheckpointStore:
         writer = self._make_writer(self._storage, self.root, retention=self.retention)
         if self._restored is not None:
             try:
+                self._refuse_if_later(writer, self._restored[0])
                 writer.go_on_from(*self._restored)
             except BaseException:
                 writer.close()
                 raise
         return writer
+
+    def _refuse_if_later(self, writer: Writer, restored: Manifest) -> None:
+        """Don't begin a new line of history beside one that another process has just gone on with."""
+        later = [name.step for name in writer.names() if name.sequence > self._newest]
+        if later:
+            raise StoreError(
+                f"step {later[-1]} was saved to {self.root!r} by another process after step {restored.step} was "
+                "restored here; restore again, what you want to go on from"
+            )
 
     def prune(self) -> PruneReport:
         """Remove what retention does not keep; a save in flight is waited for. Each save does that by itself.
@@ -334,6 +346,7 @@ class CheckpointStore:
                     raise self._missing(step)
                 return None
             left: tuple[str, ...] = ()
+            newest = max((name.sequence for name in archive.names()), default=0)
 
             def load(manifest: Manifest) -> None:
                 nonlocal left
@@ -342,7 +355,7 @@ class CheckpointStore:
             manifest, skipped = self._load(archive, step, load)
             if manifest is None:
                 return None
-            self._restored, self.restored = (manifest, archive), manifest.step
+            self._restored, self.restored, self._newest = (manifest, archive), manifest.step, newest
             if self._flights.writer is not None:
                 self._flights.writer.build_on(manifest)
         for error in skipped:
