@@ -141,10 +141,11 @@ def test_where_no_checkpoint_has_the_metric_that_is_told(tmp_path):
 def test_metrics_may_be_tensors_of_one_number(tmp_path):
     """What a loop has at hand: a loss that is a tensor, or a number of NumPy's."""
     given = {"loss": torch.tensor(0.5, requires_grad=True), "hits": np.int64(3), "fits": torch.tensor(data=True)}
+    given["error"] = torch.tensor([[0.25]])
     with tk.CheckpointStore(tmp_path / "run") as store:
         saved = store.save(1, {"x": 1}, metrics=given).result()
-        assert str(saved.metrics) == "{'loss': 0.5, 'hits': 3, 'fits': True}"
-        with pytest.raises(UnsavableError, match="losses can't be saved"):
+        assert str(saved.metrics) == "{'loss': 0.5, 'hits': 3, 'fits': True, 'error': 0.25}"
+        with pytest.raises(UnsavableError, match=r"'losses' can't be saved: it has the shape \[2\]"):
             store.save(2, {"x": 1}, metrics={"losses": torch.ones(2)})
 
 

@@ -18,7 +18,7 @@ from torchkeep.archive.consistency import check_body
 from torchkeep.archive.lines import damaged, holds, sealed
 from torchkeep.caching import cached_property
 from torchkeep.dtypes import DTYPES
-from torchkeep.errors import DamageError, FormatError, NewerFormatError
+from torchkeep.errors import DamageError, FormatError, NewerFormatError, UnsavableError
 from torchkeep.formats.values import decode, encode
 
 if TYPE_CHECKING:
@@ -220,8 +220,19 @@ class Manifest:
 
 def encode_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
     """Encode metrics; UnsavableError names one that is no plain value, nor an array of one number."""
-    given = {key: one.item() if getattr(one, "ndim", None) == 0 else one for key, one in (metrics or {}).items()}
-    return dict(encode(given)["dict"])
+    return dict(encode({key: _plain(key, one) for key, one in (metrics or {}).items()})["dict"])
+
+
+def _plain(key: str, metric: Any) -> Any:
+    shape = getattr(metric, "shape", None)
+    if not isinstance(shape, tuple) or not hasattr(metric, "item"):
+        return metric
+    if prod(shape) != 1:
+        raise UnsavableError(
+            f"the metric {key!r} can't be saved: it has the shape {list(shape)}, and metrics are plain values and "
+            "tensors of one number; give its mean(), say"
+        )
+    return metric.item()
 
 
 class _Version(Struct):
