@@ -44,6 +44,10 @@ class DoomedFile:
     def __init__(self, file):
         self.file = file
 
+    def reserve(self, nbytes):
+        Doomed.count()
+        self.file.reserve(nbytes)
+
     def write(self, start, buffer, begin, end):
         # Killed in a write, half of it may have arrived.
         Doomed.count(lambda: self.file.write(start, buffer, begin, begin + (end - begin) // 2))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torchkeep.errors import DamageError
 from torchkeep.storage.local import LOCAL
 from torchkeep.tensors import strided
-from torchkeep.tensors.elements import as_bytes, opened_elements
+from torchkeep.tensors.elements import opened_elements
 
 
 @st.composite
@@ -23,6 +23,10 @@ def tensors(draw):
     whole = torch.arange(torch.Size(large).numel()).to(dtype).view(large)
     part = whole[tuple(slice(0, None, step) for step in steps)]
     return part.permute(draw(st.permutations(range(len(sizes)))))
+
+
+def as_bytes(tensor):
+    return tensor.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 @settings(max_examples=60, deadline=None)

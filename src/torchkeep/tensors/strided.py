@@ -104,9 +104,11 @@ class Held:
         if self._name != name:
             self._name, self._tensor = None, torch.empty(0)
             self._name, self._tensor = name, _resolved(load())
-        memory = torch.empty(stop - start, dtype=torch.uint8)
-        copy_out(self._tensor, start, stop - start, memory.data_ptr())
-        return memory
+        size = self._tensor.element_size()
+        first, last = start - start % size, stop + -stop % size  # whole elements
+        memory = torch.empty(last - first, dtype=torch.uint8)
+        copy_out(self._tensor, first, last - first, memory.data_ptr())
+        return memory[start - first : stop - first]
 
 
 def _resolved(tensor: Tensor) -> Tensor:
