@@ -3,7 +3,8 @@
 Every save is durable (ours always is; the peers' files are synced after they are written); ours digests every
 byte and, when loading, verifies every byte. The runs of all lines are interleaved, each line is the median, and
 the page cache is dropped file by file for what is called cold. The limits of the machine are measured in the same
-rounds: O_DIRECT write and sync with two threads, O_DIRECT read with two threads and with four, and copying memory.
+rounds: O_DIRECT write and sync with two threads, over a file that is there and into a new one (for which blocks
+must be found, as for every durable save), O_DIRECT read with two threads and with four, and copying memory.
 
     python benchmarks/bench_files.py [--rounds 9] [--gib 1] [--small 20000] [--folder DIR]
     python benchmarks/bench_files.py --growth [--rounds 9]      how time grows with bytes and with tensors
@@ -27,7 +28,7 @@ def compare(title, folder, net, rounds, *, limits):
     """Print one table."""
     state = net.state_dict()
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    ours, theirs, pickled, raw = (folder / name for name in ("ours", "theirs", "pickled", "raw"))
+    ours, theirs, pickled, raw, new = (folder / name for name in ("ours", "theirs", "pickled", "raw", "new"))
 
     def torch_save():
         torch.save(state, pickled)
@@ -57,6 +58,10 @@ def compare(title, folder, net, rounds, *, limits):
         "save   limit (O_DIRECT)": (
             nothing,
             lambda: at_limit(raw, size, write, os.pwrite),
+        ),
+        "save   limit, new file": (
+            lambda: new.unlink(missing_ok=True),
+            lambda: at_limit(new, size, write, os.pwrite),
         ),
         "save   torchkeep": (nothing, lambda: tk.save(net, ours)),
         "save   torchkeep, dict": (nothing, lambda: tk.save(state, folder / "dict")),

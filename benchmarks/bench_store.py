@@ -55,9 +55,10 @@ def saving(folder, options):
         place.mkdir()
         net = Flat(tensors, elements)
         size = tensors * elements * 4
-        cases, store = save_cases(place, net, size, limit=limit)
+        cases, stores = save_cases(place, net, size, limit=limit)
         found = timed(cases, options.rounds)
-        store.close()
+        for store in stores:
+            store.close()
         rows = {name: (seconds, f"{size / GIB / seconds:.2f}") for name, seconds in found.items()}
         show(f"save, durable: {tensors:,} tensors, {size / GIB:.3f} GiB", rows, ("seconds", "GiB/s"))
         clear(place)

@@ -46,6 +46,7 @@ def save_cases(folder, net, size, *, limit):
     """Return what saves a module durably."""
     step = iter(range(10**9))
     store, peer = tk.CheckpointStore(folder / "store"), moonclip(folder / "moonclip", async_save=False)
+    state, bare = tk.TrainingState(model=net), tk.CheckpointStore(folder / "bare")
 
     def torch_save():
         torch.save(net.state_dict(), folder / "pickled")
@@ -57,7 +58,12 @@ def save_cases(folder, net, size, *, limit):
 
     cases = {
         "limit (O_DIRECT, sync)": (nothing, lambda: at_limit(folder / "raw", size, WRITE, os.pwrite)),
-        "torchkeep, wait=True": (lambda: touch(net), lambda: store.save(next(step), net, wait=True)),
+        "limit, into a new file": (
+            lambda: (folder / "new").unlink(missing_ok=True),
+            lambda: at_limit(folder / "new", size, WRITE, os.pwrite),
+        ),
+        "torchkeep, wait=True": (lambda: touch(net), lambda: store.save(next(step), state, wait=True)),
+        "torchkeep, a bare module": (lambda: touch(net), lambda: bare.save(next(step), net, wait=True)),
         "torch.save, then sync": (nothing, torch_save),
         "safetensors, then sync": (nothing, safetensors),
         "DCP save (no directory sync)": (
@@ -67,8 +73,8 @@ def save_cases(folder, net, size, *, limit):
         "moonclip (syncs all)": (lambda: touch(net), lambda: peer.save(next(step), net)),
     }
     if not limit:
-        cases.pop("limit (O_DIRECT, sync)")
-    return cases, store
+        cases = {name: case for name, case in cases.items() if not name.startswith("limit")}
+    return cases, (store, bare)
 
 
 class Loop:

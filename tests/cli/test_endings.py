@@ -75,6 +75,14 @@ def test_a_selector_that_matches_nothing_ends_with_1(model, capsys, extra):
     assert "a.weight" in shown.err
 
 
+def test_what_to_do_is_said_in_terms_of_the_command_line(model, capsys):
+    """Where no name is near, the advice is a command, not a call in Python."""
+    assert main(["show", model, "[ndim>5]"]) == 1
+    told = capsys.readouterr().err
+    assert "torchkeep show SOURCE" in told
+    assert "tk." not in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

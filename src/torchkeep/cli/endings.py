@@ -87,7 +87,10 @@ def complain(error: Exception) -> int:
         _to_stderr(f"torchkeep: {error}\n")
         return UNWRITABLE
     if isinstance(error, TorchkeepError):
-        _to_stderr(f"torchkeep: {error}\n")
+        from torchkeep.selectors.explaining import LENIENCY  # noqa: PLC0415 - most commands end well
+
+        sentence = str(error).replace(LENIENCY, "`torchkeep show SOURCE` lists what there is")
+        _to_stderr(f"torchkeep: {sentence}\n")
         return _code(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{os.path.basename(where.filename)}, line {where.lineno}"  # noqa: PTH119 - no need for pathlib here

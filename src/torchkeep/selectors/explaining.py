@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from torchkeep.rows import Listing
 
 _SHOWN = 3
-_LENIENCY = "where that is all right, use tk.select(..., allow_empty=True)"
+LENIENCY = "where that is all right, use tk.select(..., allow_empty=True)"
+"""What to do where nothing is near; the command line says something else."""
 
 
 class Reason(NamedTuple):
@@ -57,7 +58,7 @@ def no_match(node: Node, text: str, listing: Listing) -> NoMatchError:
     items = range(len(listing.rows))
     why, found = _explain(node, scope, items) if items else Reason(f"{listing.source} has no tensors")
     close = tuple(dict.fromkeys(map(str, found)))[:_SHOWN]
-    hint = f"did you mean {alternatives(close)}?" if close else _LENIENCY
+    hint = f"did you mean {alternatives(close)}?" if close else LENIENCY
     error = NoMatchError(f"`{text}` matches nothing in {listing.source}: {why}; {hint}")
     error.wanted, error.nearest = text, close
     return error

@@ -17,6 +17,7 @@ from torchkeep.training.run.gradients import Accumulation
 from torchkeep.training.run.loaders import closed_at_exit
 from torchkeep.training.run.places import Place, Places
 from torchkeep.training.run.progress import progress_line
+from torchkeep.training.run.resuming import resumed
 from torchkeep.training.run.saves import Saves
 from torchkeep.training.run.signals import Preempted, Watch
 from torchkeep.training.state.contents import has_state
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from torchkeep.files.planning import Policy
     from torchkeep.training.state.states import TrainingState
-    from torchkeep.training.store.stores import CheckpointStore, Which
+    from torchkeep.training.store.looking import Which
+    from torchkeep.training.store.stores import CheckpointStore
 
 Batch = TypeVar("Batch")
 
@@ -311,36 +313,15 @@ class Run:
             )
 
     def _restore(self) -> None:
-        before = self.store.restored
-        self.resumed_from = self._saves.durable = self.store.restore(self.state, self._wanted, **self._policies)
-        self.step = self.resumed_from or 0
-        if self._wanted is None and before not in {None, self.step}:
-            warn(
-                f"step {before} was restored before the run, which goes on from the newest, {self.step}; "
-                f"to go on from the other: run.resume({before})",
-                TorchkeepWarning,
-                stacklevel=2,
-            )
-        if self.resumed_from is None:
-            return
-        kept = self.state.sampler
-        if "seed" not in kept:
-            warn(
-                f"the checkpoint of step {self.step} was not saved by a Run, and holds no place in an epoch; "
-                f"batches begin with epoch {self.state.epoch}",
-                TorchkeepWarning,
-                stacklevel=2,
-            )
+        step, kept = resumed(self.store, self.state, self._wanted, self._policies, seed=self._given_seed)
+        self.resumed_from = self._saves.durable = step
+        self.step = step or 0
+        if kept is not None:
+            self._seed = kept["seed"]
+            self._places.put_back(kept["current"], kept["places"])
+            self._accumulation.put_back(kept["gradients"])
+        elif step is not None:
             self._places.begin_at(self.state.epoch)
-            return
-        if self._given_seed is not None and kept["seed"] != self._given_seed:
-            raise RunError(
-                f"the run in the store was begun with seed {kept['seed']}, and Run(seed={self._given_seed}) would "
-                "give other batches; leave the seed out, or begin in a new store"
-            )
-        self._seed = kept["seed"]
-        self._places.put_back(kept["current"], kept["places"])
-        self._accumulation.put_back(kept["gradients"])
 
     # Saving
 

@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 from weakref import finalize
 
 from torch import nn
 
-from torchkeep.archive import Archive, Retention, VerifyReport, Writer, verify
+from torchkeep.archive import Retention, Writer
 from torchkeep.archive.manifest import encode_metrics
-from torchkeep.archive.preparing import is_made
-from torchkeep.errors import MissingCheckpointError, StoreError, TorchkeepWarning
+from torchkeep.errors import StoreError, TorchkeepWarning
 from torchkeep.formats.values import decode
 from torchkeep.storage.local_folders import LOCAL_FOLDERS
-from torchkeep.tensors.checkpoints import Checkpoint
 from torchkeep.tensors.pausing import without_collections
 from torchkeep.training.state.capturing import capture
 from torchkeep.training.state.restoring import restore_into
 from torchkeep.training.state.states import BareModule
 from torchkeep.training.store.flights import Flights
 from torchkeep.training.store.gates import watch_steps
+from torchkeep.training.store.looking import Checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torchkeep.archive import Manifest, PruneReport
-    from torchkeep.errors import DamageError
+    from torchkeep.archive import Archive, Manifest, PruneReport
     from torchkeep.files.planning import Policy
     from torchkeep.storage.folders import FolderStorage
+    from torchkeep.training.store.looking import Which
     from torchkeep.training.store.pending import PendingSave
-
-Which: TypeAlias = 'int | Literal["latest", "best"]'
-"""A checkpoint of a store: its step, or one of these words."""
 
 _KEEP_THREE = Retention()
 
 
-class CheckpointStore:
+class CheckpointStore(Checkpoints):
     """The checkpoints of a run, in a folder.
 
     Looking and restoring take no lock, so that other processes may do that while one saves. The first save or
@@ -79,9 +75,7 @@ class CheckpointStore:
         storage: FolderStorage = LOCAL_FOLDERS,
         make_writer: Callable[..., Writer] = Writer,
     ) -> None:
-        self.retention, self.root = retention, storage.resolve(os.fspath(location))
-        self._storage = storage
-        self._reader: Archive | None = None
+        super().__init__(storage, storage.resolve(os.fspath(location)), retention)
         self._restored: tuple[Manifest, Archive] | None = None
         self._newest = 0
         self.restored: int | None = None
@@ -223,91 +217,9 @@ class CheckpointStore:
         with self._flights.turn():
             self._flights.close()
 
-    # Looking
-
     def _archive(self) -> Archive | None:
-        """Return the store for reading; None where none was made yet."""
-        if self._flights.writer is not None:
-            return self._flights.writer
-        if self._reader is None and is_made(self._storage, self.root):
-            self._reader = Archive.open(self._storage, self.root)
-        return self._reader
-
-    def checkpoints(self) -> list[Checkpoint]:
-        """Return all checkpoints in the order they were committed; of each only its first line is read.
-
-        One that can't be read is left out, with a TorchkeepWarning.
-
-        Raises:
-            StorageError: the operating system refused.
-        """
-        archive = self._archive()
-        found = []
-        for one in archive.listing() if archive else ():
-            if one.summary is not None:
-                assert archive is not None
-                found.append(Checkpoint(archive, one.name, one.summary))
-            else:
-                warnings.warn(f"left out a checkpoint: {one.error}", TorchkeepWarning, stacklevel=2)
-        return found
-
-    def latest(self) -> Checkpoint | None:
-        """Return the checkpoint that was committed last; None where there is none.
-
-        Raises:
-            DamageError: it is not what was written.
-            StorageError: the operating system refused.
-        """
-        archive = self._archive()
-        manifest = archive.latest() if archive else None
-        return Checkpoint.of(archive, manifest) if archive and manifest else None
-
-    def best(self) -> Checkpoint | None:
-        """Return the best checkpoint by the metric of `retention`, or else of the run that wrote the store.
-
-        None where no checkpoint has that metric.
-
-        Raises:
-            StoreError: neither says what is best.
-            DamageError, StorageError: as for `latest`.
-        """
-        archive = self._archive()
-        manifest = archive.best(*self.retention.best or ()) if archive else None
-        return Checkpoint.of(archive, manifest) if archive and manifest else None
-
-    def __getitem__(self, step: int) -> Checkpoint:
-        """Return the latest checkpoint of a step.
-
-        Raises:
-            MissingCheckpointError: there is none; the nearest steps are named.
-            DamageError, StorageError: as for `latest`.
-        """
-        archive = self._archive()
-        if archive is None:
-            raise self._missing(step)
-        return Checkpoint.of(archive, archive.at(step))
-
-    def _missing(self, which: object) -> MissingCheckpointError:
-        return MissingCheckpointError(f"{self.root!r} has no checkpoint yet, so none of {which!r}; save one first")
-
-    def verify(self, step: int | None = None) -> VerifyReport:
-        """Read the latest checkpoint of a step, or all of the store, and compare every byte with its digest.
-
-        Raises:
-            MissingCheckpointError: there is none of that step.
-            StorageError: the operating system refused.
-        """
-        archive = self._archive()
-        if archive is None:
-            if step is not None:
-                raise self._missing(step)
-            return VerifyReport(self.root, (), 0, ())
-        names = archive.names()
-        if step is not None:
-            names = [name for name in names if name.step == step][-1:]
-            if not names:
-                archive.at(step)  # says which there are
-        return verify(archive, names)
+        writer = self._flights.writer
+        return super()._archive() if writer is None else writer
 
     # Restoring
 
@@ -367,24 +279,3 @@ class CheckpointStore:
                 stacklevel=2,
             )
         return manifest.step
-
-    def _load(
-        self, archive: Archive, which: Which | None, load: Callable[[Manifest], None]
-    ) -> tuple[Manifest | None, tuple[DamageError, ...]]:
-        if isinstance(which, str):
-            if which not in {"latest", "best"}:
-                raise MissingCheckpointError(
-                    f"a checkpoint is called by its step, 'latest' or 'best', not {which!r}"
-                )
-            manifest = archive.latest() if which == "latest" else archive.best(*self.retention.best or ())
-            if manifest is None and archive.names():
-                raise MissingCheckpointError(
-                    f"no checkpoint in {self.root!r} has the metric that says which is best; give it to save: "
-                    "store.save(step, state, metrics={...})"
-                )
-            if manifest is None:
-                raise self._missing(which)
-            load(manifest)
-            return manifest, ()
-        restored = archive.restore(load, which)
-        return (None, ()) if restored is None else (restored.manifest, restored.skipped)
