@@ -26,10 +26,10 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# For hours: every test, with the settings that CONTRIBUTING.md tells of.
+# For hours: every test, each named when it begins, with the settings that CONTRIBUTING.md tells of.
 test-all: lint
 	TORCHKEEP_CRASH_STATES=$${TORCHKEEP_CRASH_STATES:-1000} TORCHKEEP_CRASH_HOURS=$${TORCHKEEP_CRASH_HOURS:-2} \
-		$(BIN)/python -m pytest -n 2 --dist worksteal -m ''
+		$(BIN)/python -m pytest -n 2 --dist worksteal -v -m ''
 
 format: setup
 	$(BIN)/ruff format .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from itertools import count
 from random import Random
@@ -105,6 +106,27 @@ def explored(seed, limit):
     return len(explorer.seen)
 
 
+def explore_for_hours(lane, capfd):
+    """Explore every second life while there is time, and tell now and then how far it has come."""
+    until, states = time.monotonic() + HOURS * 3600, 0
+    for lives, seed in enumerate(count(FIRST + lane, LANES), 1):
+        states += explored(seed, min(STATES_PER_POINT, 40))
+        ended = time.monotonic() > until
+        if ended or lives % 100 == 0:
+            with capfd.disabled():  # of pytest-xdist's processes only stderr is seen
+                print(f"\n{lives} lives up to the seed {seed}: {states} states", file=sys.stderr)  # noqa: T201
+        if ended:
+            break
+    assert states > lives
+
+
+# The two that take hours stand apart: a process of pytest-xdist leaves the test after its own to no other process.
+@pytest.mark.long
+def test_half_of_the_lives_drawn_by_chance_for_hours(capfd):
+    """The promise of the next test, for as many lives as there is time for."""
+    explore_for_hours(0, capfd)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_lives_drawn_by_chance_keep_the_promise(seed):
     """Whatever happened in whatever order, a restore gives the last acknowledged or the one in flight."""
@@ -112,14 +134,6 @@ def test_lives_drawn_by_chance_keep_the_promise(seed):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("lane", range(LANES))
-def test_lives_drawn_by_chance_for_hours(lane):
-    """The same for as many lives as there is time for."""
-    until, states, lives = time.monotonic() + HOURS * 3600, 0, 0
-    for seed in count(FIRST + lane, LANES):
-        states += explored(seed, min(STATES_PER_POINT, 40))
-        lives += 1
-        if time.monotonic() > until:
-            break
-    print(f"{lives} lives, {states} states")  # noqa: T201 - with pytest -s
-    assert states > lives
+def test_the_other_half_of_the_lives_drawn_by_chance_for_hours(capfd):
+    """The same, for the lives between."""
+    explore_for_hours(1, capfd)
