@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import msgspec
 import pytest
 
@@ -138,6 +140,31 @@ def test_bytes_that_lie_together_in_memory_are_compared_where_they_are(disk):
             }
             moved = [one for one in tensors if digests(changed, one) != digests(before, one)]
             assert moved == [name]
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["as written", "as read"])
+def test_a_change_anywhere_in_a_piece_of_several_windows_is_found(disk, read):
+    """What was written, or what was read and verified, is known to its last byte: one bit is a change."""
+    memory = Buffer(3 * 2**20)
+    tensors = {
+        "seen": TensorBytes.whole("uint8", (2**20 + 5,), memory.view[: 2**20 + 5]),
+        "copied": TensorBytes.of(bytes(range(256)) * 6000),
+    }
+    steps = count()
+    with writer(disk, chunk=2**24) as store:
+        last = store.commit(next(steps), tensors)
+    for place in (0, 4095, 4096, 2**20 - 1, 2**20, 2**20 + 4):
+        with writer(disk, chunk=2**24, prefix=f"at{place}-") as store:
+            if read:
+                assert set(content(store, store.latest())) == set(tensors)
+            assert (store.commit(next(steps), tensors).summary.written == 0) is read
+            memory.view[place] ^= 1
+            changed, before = store.commit(next(steps), tensors), last
+            last = store.commit(next(steps), tensors)
+            assert digests(changed, "seen") == digests(last, "seen") != digests(before, "seen")
+            assert digests(changed, "copied") == digests(before, "copied")
+            assert changed.summary.written < 2**20 + 2**13
+            assert last.summary.written == 0
 
 
 def digests(manifest, name):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from torchkeep.archive.lines import damaged
 from torchkeep.archive.manifest import Piece, missing
-from torchkeep.archive.packs import Marked
+from torchkeep.archive.marks import DigestAndMark
 from torchkeep.errors import MissingCheckpointError, MissingFileError
 from torchkeep.storage.transfer import Chunk, read_chunks
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torchkeep.archive.manifest import Manifest
+    from torchkeep.archive.marks import Mark
     from torchkeep.archive.reading import Archive
     from torchkeep.storage.base import ReadableFile
 
@@ -49,7 +50,7 @@ def fetch(
     fail: Fail,
     *,
     room: Room | None,
-    verified: Callable[[str, int, int], None],
+    verified: Callable[[str, int, Mark], None],
 ) -> None:
     """Read places pack by pack.
 
@@ -117,17 +118,17 @@ def _read(
     fail: Fail,
     *,
     room: Room | None,
-    verified: Callable[[int, int], None],
+    verified: Callable[[int, Mark], None],
 ) -> None:
     bad: set[int] = set()
 
-    def check(chunk: Chunk, found: Marked) -> None:
+    def check(chunk: Chunk, found: DigestAndMark) -> None:
         place = places[chunk.tensor]
         if found.hexdigest() != place.piece.digest:
             bad.add(chunk.tensor)
             fail(place, file.path, "the digest of these bytes differs")
         else:
-            verified(place.piece.start, found.mark)
+            verified(place.piece.start, found.marking.mark)
 
     def hand(chunk: Chunk, address: int) -> None:
         if take is not None and chunk.tensor not in bad:
@@ -138,4 +139,4 @@ def _read(
         for position, place in enumerate(places)
     ]
     place = None if room is None else lambda chunk: room(*places[chunk.tensor])
-    read_chunks(file, chunks, None if take is None else hand, check, place, summing=Marked)
+    read_chunks(file, chunks, None if take is None else hand, check, place, summing=DigestAndMark)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
-
-from blake3 import blake3
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torchkeep.archive.manifest import Pack, Piece
+from torchkeep.archive.marks import Mark, Marking
 from torchkeep.archive.tensors import Wanted
 from torchkeep.dtypes import DTYPES
 from torchkeep.errors import UnsavableError
@@ -30,11 +29,6 @@ if TYPE_CHECKING:
 
     from torchkeep.storage.base import WritableFile
 
-Marks: TypeAlias = dict[str, dict[int, int]]
-"""The marks of pieces that this process wrote or verified, by pack and first byte; see `mark_of`."""
-
-MARK_BYTES: Final = 4096
-"""How much of a piece its mark covers."""
 _SHAPE: Final = Wanted._fields.index("start")
 """So many of a piece's fields decide how a pack is laid out."""
 _DIGESTS_BEFORE: Final = rb"\"digests\":\""
@@ -47,13 +41,13 @@ class Packed(NamedTuple):
         pack: the file.
         starts: first byte in the file of each piece, in the order they were given in.
         digests: their digests, 64 hexadecimal digits.
-        marks: their marks; see `mark_of`.
+        marks: their marks.
     """
 
     pack: Pack
     starts: Sequence[int]
     digests: Sequence[str]
-    marks: Sequence[int]
+    marks: Sequence[Mark]
 
 
 def pieces_in(packed: Packed, wanted: Sequence[Wanted], pack: int) -> list[Piece]:
@@ -111,12 +105,15 @@ def write_pack(file: WritableFile, pack: str, pieces: Sequence[Wanted], layouts:
     """
     empty, chunks, starts, size = layouts.of(pieces)
     header = bytearray(empty)
-    marks = [0] * len(pieces)
+    marking: list[Marking | None] = [None] * len(pieces)
 
     def give(chunk: Chunk, first: int, room: memoryview, address: int) -> None:
         pieces[chunk.tensor].give(first, room, address)
-        if not first:
-            marks[chunk.tensor] = mark_of(room)
+        begun = marking[chunk.tensor]
+        if begun is None:
+            marking[chunk.tensor] = Marking(room)
+        else:
+            begun.update(room)
 
     found = write_chunks(file, chunks, give)
     digests = [""] * len(pieces)
@@ -128,32 +125,12 @@ def write_pack(file: WritableFile, pack: str, pieces: Sequence[Wanted], layouts:
     seal(header)
     write_all(file, bytes(header))
     file.sync()
-    return Packed(Pack(pack, size, len(header), digest(header).hex()), starts, digests, marks)
-
-
-class Marked:
-    """The running digest of a piece, and its mark; see `torchkeep.formats.digests.Running`.
-
-    Attributes:
-        mark: see `mark_of`.
-        update, hexdigest: those of the digest.
-    """
-
-    __slots__ = ("hexdigest", "mark", "update")
-
-    def __init__(self, data: memoryview) -> None:
-        running = blake3(data)
-        self.mark = mark_of(data)
-        self.update, self.hexdigest = running.update, running.hexdigest
-
-
-def mark_of(piece: bytes | memoryview) -> int:
-    """Return the mark of a piece: a hash of its first bytes, which tells most changes without reading all.
-
-    Only for this process: Python's own, which takes a fraction of the time of a digest, as long as it lives. That
-    two are equal says nothing yet.
-    """
-    return hash(bytes(piece[:MARK_BYTES]))
+    return Packed(
+        Pack(pack, size, len(header), digest(header).hex()),
+        starts,
+        digests,
+        [one.mark for one in marking if one is not None],
+    )
 
 
 def write_all(file: WritableFile, content: bytes) -> None:

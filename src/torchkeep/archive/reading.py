@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from torchkeep.archive.manifest import Manifest, Name, Piece, Stored
-    from torchkeep.archive.packs import Marks
+    from torchkeep.archive.marks import Mark, Marks
     from torchkeep.storage.folders import FolderStorage
 
 
@@ -152,7 +152,7 @@ class Archive(Catalogue):
         if sum(map(len, list(self._marks.values()))) > _MOST_MARKS:
             self._marks = {}  # costs nothing but that what was read is written again
 
-        def verified(pack: str, start: int, mark: int) -> None:
+        def verified(pack: str, start: int, mark: Mark) -> None:
             self._marks.setdefault(pack, {})[start] = mark
 
         fetch(self, manifest, places, take, fail, room=room, verified=verified)

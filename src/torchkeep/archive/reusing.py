@@ -5,15 +5,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from torchkeep.archive.packs import MARK_BYTES, mark_of
-from torchkeep.formats.digests import digest
+from torchkeep.archive.marks import BEGINNING
 from torchkeep.storage.buffers import Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torchkeep.archive.manifest import Manifest, Piece
-    from torchkeep.archive.packs import Marks
+    from torchkeep.archive.marks import Mark, Marks
     from torchkeep.archive.tensors import Wanted
 
 _THREADS: Final = 2
@@ -39,7 +38,7 @@ def unchanged(wanted: Sequence[Wanted], base: Manifest, marks: Marks) -> dict[in
         for piece in stored.pieces
     }
     known = [marks.get(pack.id, {}) for pack in base.body.packs]
-    candidates: list[tuple[int, Piece, int]] = []
+    candidates: list[tuple[int, Piece, Mark]] = []
     for position, want in enumerate(wanted):
         stored = base.tensors.get(want.tensor)
         if stored is None or stored.dtype != want.dtype or not stored.pieces:
@@ -51,9 +50,9 @@ def unchanged(wanted: Sequence[Wanted], base: Manifest, marks: Marks) -> dict[in
         if mark is not None:
             candidates.append((position, piece, mark))
 
-    def same(part: Sequence[tuple[int, Piece, int]]) -> dict[int, Piece]:
+    def same(part: Sequence[tuple[int, Piece, Mark]]) -> dict[int, Piece]:
         buffer = Buffer(max((wanted[position].nbytes for position, _, _ in part), default=0))
-        return {position: piece for position, piece, mark in part if _same(wanted[position], piece, mark, buffer)}
+        return {position: piece for position, piece, mark in part if _same(wanted[position], mark, buffer)}
 
     sizes = [wanted[position].nbytes for position, _, _ in candidates]
     if sum(nbytes for nbytes in sizes if nbytes >= _SMALL) < _ALONE:
@@ -65,17 +64,17 @@ def unchanged(wanted: Sequence[Wanted], base: Manifest, marks: Marks) -> dict[in
     return found
 
 
-def _same(want: Wanted, piece: Piece, mark: int, buffer: Buffer) -> bool:
-    """Compare the beginning first: what training changes, it changes there already."""
+def _same(want: Wanted, mark: Mark, buffer: Buffer) -> bool:
+    """Compare the beginning first."""
     if isinstance(want.source, memoryview):
-        return mark_of(want.source) == mark and digest(want.source).hex() == piece.digest
+        return mark.begins(want.source) and mark.is_of(want.source)
     room = buffer.view[: want.nbytes]
-    want.give(0, room[:MARK_BYTES], buffer.address)
-    if mark_of(room) != mark:
+    want.give(0, room[:BEGINNING], buffer.address)
+    if not mark.begins(room):
         return False
-    if want.nbytes > MARK_BYTES:
+    if want.nbytes > BEGINNING:
         want.give(0, room, buffer.address)
-    return digest(room).hex() == piece.digest
+    return mark.is_of(room)
 
 
 def worth_keeping(found: Mapping[int, Piece], base: Manifest) -> dict[int, Piece]:
