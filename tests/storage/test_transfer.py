@@ -277,3 +277,14 @@ def test_the_first_failure_in_the_order_of_the_file_is_raised_and_threads_end(tm
     reader.close()
     assert sorted(taken) == [0, 1]
     assert not [thread for thread in threading.enumerate() if thread.name == "torchkeep"]
+
+
+def test_where_there_can_be_no_more_threads_one_moves_everything(tmp_path, monkeypatch):
+    """As while the interpreter ends, from Python 3.12 on, or at the limit of a user's processes."""
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    given_bytes, found = moved(tmp_path / "file", [2 * 2**20] * 4, 4096, in_place=True)
+    assert found == given_bytes

@@ -310,6 +310,35 @@ def test_a_process_that_ends_finishes_what_is_under_way(how, tmp_path):
         store.save(3, state, wait=True)  # the lock is free
 
 
+LATE = """
+import atexit, sys, threading, torch, torchkeep as tk
+store = tk.CheckpointStore(sys.argv[1])
+state = {"changes": torch.zeros(1), "stays": torch.ones(2_000_000)}
+store.save(1, state, wait=True)
+state["changes"] += 1
+if sys.argv[2] == "under way":
+    commit = store.writer.commit
+    def late(*given, **options):
+        threading.main_thread().join()
+        return commit(*given, **options)
+    store.writer.commit = late
+    store.save(2, state)
+else:
+    atexit.register(store.save, 2, state, wait=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["under way", "at exit"])
+def test_large_tensors_are_compared_with_the_last_save_while_the_interpreter_ends(how, tmp_path):
+    """Where no pool of threads may begin anything more: all of the commit comes after the last line."""
+    where = str(tmp_path / "run")
+    ended = subprocess.run([sys.executable, "-c", LATE, where, how], capture_output=True, check=False, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    state = {"changes": torch.zeros(1), "stays": torch.zeros(2_000_000)}
+    assert tk.CheckpointStore(where).restore(state) == 2
+    assert (state["changes"].item(), state["stays"].sum().item()) == (1, 2_000_000)
+
+
 def test_what_nobody_was_told_is_shown_at_exit(tmp_path):
     """A save that failed, in a process that asks no more."""
     ended = subprocess.run(

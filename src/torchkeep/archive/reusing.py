@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from torchkeep.archive.marks import BEGINNING
-from torchkeep.storage.buffers import Buffer
+from torchkeep.storage.crews import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from torchkeep.archive.manifest import Manifest, Piece
     from torchkeep.archive.marks import Mark, Marks
     from torchkeep.archive.tensors import Wanted
+    from torchkeep.storage.buffers import Buffer
 
 _THREADS: Final = 2
 _ALONE: Final = 4 * 1024 * 1024
@@ -50,18 +50,16 @@ def unchanged(wanted: Sequence[Wanted], base: Manifest, marks: Marks) -> dict[in
         if mark is not None:
             candidates.append((position, piece, mark))
 
-    def same(part: Sequence[tuple[int, Piece, Mark]]) -> dict[int, Piece]:
-        buffer = Buffer(max((wanted[position].nbytes for position, _, _ in part), default=0))
-        return {position: piece for position, piece, mark in part if _same(wanted[position], mark, buffer)}
+    found: dict[int, Piece] = {}
+
+    def compare(part: Sequence[tuple[int, Piece, Mark]], buffer: Buffer) -> None:
+        found.update({position: piece for position, piece, mark in part if _same(wanted[position], mark, buffer)})
 
     sizes = [wanted[position].nbytes for position, _, _ in candidates]
-    if sum(nbytes for nbytes in sizes if nbytes >= _SMALL) < _ALONE:
-        return same(candidates)
-    with ThreadPoolExecutor(_THREADS) as crew:
-        found: dict[int, Piece] = {}
-        for part in crew.map(same, [candidates[first::_THREADS] for first in range(_THREADS)]):
-            found.update(part)
-    return found
+    threads = 1 if sum(nbytes for nbytes in sizes if nbytes >= _SMALL) < _ALONE else _THREADS
+    shares = [candidates[first::threads] for first in range(threads)]
+    run(shares, compare, max(sizes, default=0), threads=threads)
+    return dict(sorted(found.items()))
 
 
 def _same(want: Wanted, mark: Mark, buffer: Buffer) -> bool:

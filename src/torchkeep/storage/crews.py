@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -27,8 +28,9 @@ def run(tasks: Sequence[_Task], do: Callable[[_Task, Buffer], None], room: int, 
         Thread(target=crew.work, name="torchkeep", daemon=True) for _ in range(min(threads, len(tasks)) - 1)
     ]
     try:
-        for helper in helpers:
-            helper.start()
+        with suppress(RuntimeError):  # there can be no more threads, as when the interpreter ends: fewer will do
+            for helper in helpers:
+                helper.start()
         crew.work()
     finally:
         crew.stopped = True
