@@ -288,3 +288,24 @@ def test_where_there_can_be_no_more_threads_one_moves_everything(tmp_path, monke
     monkeypatch.setattr(threading.Thread, "start", refuse)
     given_bytes, found = moved(tmp_path / "file", [2 * 2**20] * 4, 4096, in_place=True)
     assert found == given_bytes
+
+
+def test_two_threads_that_wait_for_the_last_hole_end_a_cached_region(tmp_path, monkeypatch):
+    """Both count it; what was below zero then would count as cached for ever."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2**20))
+    reader = LOCAL.open(str(path))
+    reader._direct = os.dup(reader._descriptor) if reader._direct is None else reader._direct
+    reader._holes[0] = 1
+    read = reader._read
+
+    def read_beside_another(start, view):
+        read(start, view)
+        reader._holes[0] -= 1
+
+    monkeypatch.setattr(reader, "_read", read_beside_another)
+    monkeypatch.setattr(reader, "_is_cached", lambda _: True)
+    monkeypatch.setattr(reader, "_get", lambda *_: 0)
+    assert 0 < reader._fill_cached(0, memoryview(bytearray(2**20))) < 2**20
+    assert reader._fill_cached(0, memoryview(bytearray(2**20))) == 0
+    reader.close()

@@ -81,11 +81,11 @@ class LocalReader(FileReader):
     def _fill_cached(self, start: int, view: memoryview, begun: Callable[[], object] = bool) -> int:
         """Fill the beginning of ``view`` with what the page cache holds, and return how much that was."""
         region = start // _REGION
-        if self._direct is None or not self._holes_in(region) or not self._is_cached(start + len(view) - 1):
+        if self._direct is None or self._holes_in(region) <= 0 or not self._is_cached(start + len(view) - 1):
             return 0
         begun()
         done = 0
-        while done < len(view) and self._holes[region]:
+        while done < len(view) and self._holes[region] > 0:
             if got := self._get(view[done:], start + done):
                 done += got
             else:  # a page was dropped from the cache: wait for that one
@@ -96,7 +96,7 @@ class LocalReader(FileReader):
         return done
 
     def _holes_in(self, region: int) -> int:
-        """Return how many more missing pages are waited for in a region; 0 where it is not cached."""
+        """Return how many more missing pages are waited for in a region; 0, or less, where it is not cached."""
         if region not in self._holes:
             # A read that finds nothing starts reading ahead, all for nothing where direct I/O follows. One byte
             # tells as much; the last one, since what other reads' reading ahead brought in is at the beginning.
