@@ -16,7 +16,7 @@ from torch import nn
 import torchkeep as tk
 from torchkeep.archive.described import Described, decode_state
 from torchkeep.archive.tensors import pieces_of
-from torchkeep.errors import StateError, UnsavableError
+from torchkeep.errors import SourceError, StateError, UnsavableError
 from torchkeep.training.state.capturing import capture
 from torchkeep.training.state.states import BareModule
 from training_runs import Store, bits, mlp, same, steps
@@ -503,6 +503,68 @@ def test_what_is_remembered_never_differs_from_a_fresh_look(seed):
         assert all(found.tensors[name] is fresh.tensors[name] for name in names)
         assert (found.aliases, found.stepped, found.tree) == (fresh.aliases, fresh.stepped, fresh.tree)
         assert lying(found, names) == lying(fresh, names)
+
+
+def kept_again(net):
+    """What remembers a module from save to save."""
+    return [BareModule(net), tk.TrainingState(model=net)]
+
+
+def test_a_wrapper_that_is_given_another_model_is_looked_at_again():
+    """Else the old model would be saved under the new one's steps."""
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    wrapper = nn.DataParallel(first)
+    states = kept_again(wrapper)
+    for net in (first, second):
+        wrapper.module = net
+        for state in states:
+            assert next(iter(capture(state).tensors.values())) is net.weight
+    loop = nn.Sequential()
+    loop.append(loop)
+    wrapper.module = loop
+    for _ in range(2):
+        for state in states:
+            with pytest.raises(SourceError, match="contains itself"):
+                capture(state)
+
+
+def test_what_a_module_begins_to_write_by_itself_is_refused_later_too():
+    """It has nothing of the kind at first, when what is found out about it is remembered."""
+
+    class Caching(nn.Linear):
+        cache = None
+
+        def _save_to_state_dict(self, destination, prefix, keep_vars):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            if self.cache is not None:
+                destination[prefix + "cache"] = self.cache
+
+    net = Caching(2, 2)
+    states = kept_again(net)
+    for state in states:
+        capture(state)
+    net.cache = torch.ones(2)
+    for state in states:
+        with pytest.raises(UnsavableError, match="cache"):
+            capture(state)
+    net.cache = None
+    net._register_state_dict_hook(
+        lambda _, written, prefix, __: written.update({f"{prefix}hooked": torch.ones(2)})
+    )
+    for state in states:
+        with pytest.raises(UnsavableError, match="hooked"):
+            capture(state)
+
+
+def test_a_parameter_that_becomes_the_negative_of_its_memory_is_looked_at_again():
+    """PyTorch negates lazily: address, shape and dtype are those that they were."""
+    numbers = torch.full((1,), 2j)
+    net = nn.Linear(1, 1, bias=False)
+    states = kept_again(net)
+    for imaginary, value in ((numbers.imag, 2), (numbers.conj().imag, -2)):
+        net.weight.data = imaginary.view(1, 1)
+        for state in states:
+            assert [found.tensor.item() for found in capture(state).held.values() if found.nbytes == 4] == [value]
 
 
 def lying(captured, names=None):

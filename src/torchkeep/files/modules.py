@@ -58,7 +58,7 @@ def undescribed_state(found: Survey, known: Collection[str]) -> list[tuple[Path 
     """
     problems: list[tuple[Path | str, str]] = []
     for path, module in found.modules.items():
-        if _writes_itself(module):
+        if writes_itself(module):
             prefix = f"{path}." if path else ""
             written: OrderedDict[str, object] = OrderedDict()
             module.state_dict(destination=written, prefix=prefix, keep_vars=True)
@@ -73,7 +73,8 @@ def undescribed_state(found: Survey, known: Collection[str]) -> list[tuple[Path 
     return problems
 
 
-def _writes_itself(module: nn.Module) -> bool:
+def writes_itself(module: nn.Module) -> bool:
+    """Tell whether a module may put into its state_dict what it likes."""
     kind = type(module)
     return (
         kind._save_to_state_dict is not nn.Module._save_to_state_dict  # noqa: SLF001 - what torch itself overrides

@@ -86,15 +86,18 @@ class ModuleSource(Source):
     """A live module, surveyed again whenever it has changed since.
 
     The check compares each module's class, children, parameters and buffers with what they were: identity,
-    ``requires_grad``, dtype, device, shape, address, contiguous or not. It costs about a tenth of a survey.
+    ``requires_grad``, dtype, device, shape, address, contiguous, conjugated, negated or not. It costs about a
+    tenth of a survey.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._net = unwrap(net)
+        self._given = net
         self._look()
 
     def _look(self) -> None:
-        self.survey: Survey = survey(self._net)
+        net = unwrap(self._given)
+        self.survey: Survey = survey(net)
+        self._net = net
         self._holders = _with_wrappers(self.survey.modules.values())
         self._seen = [_state(module) for module in self._holders]
 
@@ -104,7 +107,9 @@ class ModuleSource(Source):
 
     def listing(self) -> Listing:
         """Return the rows as they are now."""
-        if any(_state(module) != seen for module, seen in zip(self._holders, self._seen, strict=True)):
+        if unwrap(self._given) is not self._net or any(
+            _state(module) != seen for module, seen in zip(self._holders, self._seen, strict=True)
+        ):
             self._look()
         return self.survey.listing
 
@@ -239,7 +244,7 @@ def _state(module: nn.Module) -> list[Any]:
             if type(tensor) in PLAIN:
                 state += _FACTS(tensor)
                 if tensor.layout is strided:
-                    state += (tensor.is_contiguous(), tensor.data_ptr())
+                    state += (tensor.is_contiguous(), tensor.is_conj(), tensor.is_neg(), tensor.data_ptr())
             else:  # a lazy tensor has no shape, and a fake one warns of its address
                 state += (tensor.requires_grad, tensor.dtype, tensor.device, _shape(tensor))
     return state

@@ -10,7 +10,7 @@ from torch import nn
 
 from torchkeep.archive.described import StateTree, encode_state
 from torchkeep.files.collecting import Gatherer
-from torchkeep.files.modules import module_facts
+from torchkeep.files.modules import module_facts, writes_itself
 from torchkeep.names import join
 from torchkeep.tables.sources import PLAIN, ModuleSource
 from torchkeep.training.state.contents import Content, has_state, layout_of, refuse_objects
@@ -66,7 +66,8 @@ class ModuleKeeper(Keeper):
         return content
 
     def _taken(self, found: Survey) -> Content:
-        if found is not self._seen:
+        # What a module writes by code of its own may be more than the last time; then it is refused.
+        if found is not self._seen or any(map(writes_itself, found.modules.values())):
             gatherer = Gatherer(self.part)
             self._collected = gatherer.module(found)
             self._problems = gatherer.encoder.problems
@@ -199,9 +200,8 @@ def encoded(part: str, value: object, *, fresh: bool = False) -> Content:
 
 
 def _is_told(tensor: torch.Tensor) -> bool:
-    """Tell whether a survey is made anew where a tensor lies elsewhere or otherwise: not a conjugated one, say."""
-    plain = type(tensor) in PLAIN and tensor.layout is torch.strided
-    return plain and tensor.is_contiguous() and not tensor.is_complex()
+    """Tell whether a survey is made anew where a tensor in the CPU's memory lies elsewhere or otherwise."""
+    return type(tensor) in PLAIN and tensor.layout is torch.strided and tensor.is_cpu and tensor.is_contiguous()
 
 
 def _has_extra(collected: Collected) -> bool:
