@@ -12,6 +12,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import torchkeep as tk
 from torchkeep.archive.described import Described, decode_state
@@ -565,6 +566,18 @@ def test_a_parameter_that_becomes_the_negative_of_its_memory_is_looked_at_again(
         net.weight.data = imaginary.view(1, 1)
         for state in states:
             assert [found.tensor.item() for found in capture(state).held.values() if found.nbytes == 4] == [value]
+
+
+def test_memory_that_a_module_has_left_is_given_back():
+    """What is remembered from the last save does not keep it: a model that moved would be there twice."""
+    net = nn.Linear(3, 3)
+    states = kept_again(net)
+    captured = [capture(state) for state in [*states, *states]]
+    left = StorageWeakRef(net.weight.untyped_storage())
+    net.half()
+    assert not left.expired()  # a save in flight has it still
+    del captured
+    assert left.expired()
 
 
 def lying(captured, names=None):

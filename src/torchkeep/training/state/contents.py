@@ -9,16 +9,16 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from torchkeep.errors import UnsavableError
-from torchkeep.training.state.holding import hold
+from torchkeep.training.state.holding import Held, hold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
+    from torchkeep.archive import TensorBytes
     from torchkeep.formats.paths import Path
     from torchkeep.formats.values import Node
-    from torchkeep.training.state.holding import Held
 
 
 @dataclass
@@ -41,8 +41,8 @@ class Content:
         facts: what a module knew, in JSON's own types.
         left_out: non-persistent buffers.
         fresh: whether nothing else can share the tensors' memory.
-        lasting: whether every tensor has the same memory, dtype, shape and strides as long as this very object is
-            given out.
+        lasting: whether every tensor has the same memory, in row-major order, dtype and shape as long as this very
+            object is given out.
     """
 
     names: Sequence[str] = ()
@@ -60,14 +60,15 @@ class Content:
     left_out: tuple[str, ...] = ()
     fresh: bool = False
     lasting: bool = False
-    _held: Sequence[Held] | None = None
+    _lying: Sequence[tuple[int | None, int, TensorBytes]] | None = None
 
     def held(self) -> Sequence[Held]:
         """Return the tensors as they lie in memory now, in the order of ``tensors``."""
-        found = self._held
-        if found is None:
-            found = list(map(hold, self.tensors))
-            self._held = found if self.lasting else None
+        if self._lying is not None:
+            return [Held(one.detach(), *lying) for one, lying in zip(self.tensors, self._lying, strict=True)]
+        found = list(map(hold, self.tensors))
+        if self.lasting:  # all but what would keep the memory when they have left it
+            self._lying = [(one.address, one.nbytes, one.live) for one in found]
         return found
 
 
