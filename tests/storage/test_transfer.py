@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from torchkeep.errors import DamageError
@@ -21,6 +21,7 @@ from torchkeep.formats.digests import Nothing, digest
 from torchkeep.storage import local_reader
 from torchkeep.storage.buffers import PAGE, Buffer, aligned_part
 from torchkeep.storage.local import LOCAL
+from torchkeep.storage.local_reader import PAYS_FROM
 from torchkeep.storage.transfer import WINDOW, Chunk, groups_of, read_chunks, windows_of, write_chunks
 
 
@@ -250,12 +251,14 @@ def test_groups_hold_every_chunk_once_in_order(pieces, gap):
 
 
 @given(st.integers(0, 3 * PAGE), st.integers(1, 5 * WINDOW))
+@example(0, WINDOW + 1)
 def test_windows_cover_a_chunk_and_meet_where_pages_do(start, nbytes):
-    """No byte is left out or moved twice, direct I/O can carry all but the ends, and no window is too large."""
+    """No byte is left out or moved twice, direct I/O can carry all but the ends, and sizes are such as pay."""
     windows = list(windows_of(Chunk(start, nbytes, 0, 0)))
     assert windows[0][0] == start
     assert windows[-1][1] == start + nbytes
     assert all(0 < stop - first <= WINDOW for first, stop in windows)
+    assert len(windows) == 1 or all(stop - first >= PAYS_FROM for first, stop in windows)
     for (_, stop), (first, _) in pairwise(windows):
         assert stop == first
         assert first % PAGE == 0

@@ -227,9 +227,14 @@ def groups_of(chunks: Sequence[Chunk], *, gap: int) -> Iterator[Group]:
 
 
 def windows_of(chunk: Chunk, window: int = WINDOW) -> Iterator[tuple[int, int]]:
-    """Cut a chunk into windows that meet where pages of the file do: first byte in the file, one past the last."""
+    """Cut a chunk into windows that meet where pages of the file do: first byte in the file, one past the last.
+
+    They are as few as there can be and about of one size: a small one at the end would go through the page cache.
+    """
     start, stop = chunk.start, chunk.start + chunk.nbytes
+    span = start % PAGE + chunk.nbytes
+    step = -(-span // (max(1, -(-span // window)) * PAGE)) * PAGE
     while start < stop:
-        end = min(stop, start - start % PAGE + window)
+        end = min(stop, start - start % PAGE + step)
         yield start, end
         start = end
