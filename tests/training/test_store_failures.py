@@ -324,13 +324,13 @@ if sys.argv[2] == "under way":
     store.writer.commit = late
     store.save(2, state)
 else:
-    atexit.register(store.save, 2, state, wait=True)
+    atexit.register(store.save, 2, state, wait=sys.argv[2] == "waited for at exit")
 """
 
 
-@pytest.mark.parametrize("how", ["under way", "at exit"])
-def test_large_tensors_are_compared_with_the_last_save_while_the_interpreter_ends(how, tmp_path):
-    """Where no pool of threads may begin anything more: all of the commit comes after the last line."""
+@pytest.mark.parametrize("how", ["under way", "at exit", "waited for at exit"])
+def test_what_is_saved_while_the_interpreter_ends_is_durable(how, tmp_path):
+    """Then no pool of threads begins anything more, and nobody waits for a new thread."""
     where = str(tmp_path / "run")
     ended = subprocess.run([sys.executable, "-c", LATE, where, how], capture_output=True, check=False, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from threading import Lock, RLock, Thread, get_ident
+from threading import Lock, RLock, Thread, get_ident, main_thread
 from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import FormatError, StorageError, StoreError
@@ -176,6 +176,8 @@ class Flights:
         overlap: bool,
     ) -> bool:
         """Begin a save in the background; return False, with nothing begun, where that can't be."""
+        if not main_thread().is_alive():  # the interpreter ends, and would not wait for another thread
+            return False
         address = self._room(pending, captured.held.values())
         if address is None:
             return False
