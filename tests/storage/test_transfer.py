@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import random
 import threading
@@ -20,6 +21,7 @@ from torchkeep.errors import DamageError
 from torchkeep.formats.digests import Nothing, digest
 from torchkeep.storage import local_reader
 from torchkeep.storage.buffers import PAGE, Buffer, aligned_part
+from torchkeep.storage.crews import run
 from torchkeep.storage.local import LOCAL
 from torchkeep.storage.local_reader import PAYS_FROM
 from torchkeep.storage.transfer import WINDOW, Chunk, groups_of, read_chunks, windows_of, write_chunks
@@ -312,3 +314,17 @@ def test_two_threads_that_wait_for_the_last_hole_end_a_cached_region(tmp_path, m
     assert 0 < reader._fill_cached(0, memoryview(bytearray(2**20))) < 2**20
     assert reader._fill_cached(0, memoryview(bytearray(2**20))) == 0
     reader.close()
+
+
+def test_memory_that_is_not_to_be_had_for_a_buffer_is_told(monkeypatch):
+    """Every thread of a crew may find none; the one that asked gets the MemoryError, and no thread is left."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    done = []
+    with pytest.raises(MemoryError):
+        run([1, 2, 3], lambda task, _: done.append(task), 4096, threads=3)
+    assert done == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "torchkeep"]

@@ -23,13 +23,16 @@ def anonymous(nbytes: int) -> mmap.mmap:
     """Return memory of this process alone: what a forked child shares with it, neither sees the other write.
 
     Raises:
-        OSError: there is not that much.
+        MemoryError: there is not that much.
     """
-    return mmap.mmap(-1, nbytes, flags=_PRIVATE) if _PRIVATE else mmap.mmap(-1, nbytes)
+    try:
+        return mmap.mmap(-1, nbytes, flags=_PRIVATE) if _PRIVATE else mmap.mmap(-1, nbytes)
+    except OSError as cause:
+        raise MemoryError(str(cause)) from cause
 
 
 class Buffer:
-    """A block of memory that begins at a page, zeroed.
+    """A block of memory that begins at a page, zeroed. MemoryError where there is not that much.
 
     Attributes:
         view: its bytes.

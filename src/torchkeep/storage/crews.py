@@ -70,14 +70,15 @@ class _Crew(Generic[_Task]):
 
     def work(self) -> None:
         """Do tasks until none is left or something failed."""
-        buffer = Buffer(self._room)
-        while not self.stopped:
-            with self._lock:
-                number, task = next(self._pending, (-1, None))
-            if task is None:
-                break
-            try:
+        number = 0
+        try:
+            buffer = Buffer(self._room)
+            while not self.stopped:
+                with self._lock:
+                    number, task = next(self._pending, (-1, None))
+                if task is None:
+                    break
                 self._do(task, buffer)
-            except BaseException as failure:  # noqa: BLE001 - raised again in the thread that asked
-                self.failures.append((number, failure))
-                self.stopped = True
+        except BaseException as failure:  # noqa: BLE001 - raised again in the thread that asked
+            self.failures.append((number, failure))
+            self.stopped = True

@@ -74,10 +74,7 @@ def _allocated(nbytes: int, *, pinned: bool) -> mmap.mmap | torch.Tensor:
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:  # that kind of accelerator has none, or it is used up; other memory is only slower
             pass
-    try:
-        memory = anonymous(nbytes)
-    except OSError as cause:
-        raise MemoryError(str(cause)) from cause
+    memory = anonymous(nbytes)
     for advice in (
         getattr(mmap, "MADV_HUGEPAGE", None),  # fewer faults when it is filled for the first time
         # Workers of a DataLoader would make each page be copied when it is filled again. Not MADV_DONTFORK: what a
