@@ -42,7 +42,7 @@ class Buffer:
     def __init__(self, size: int) -> None:
         self._memory = anonymous(max(size, 1))
         self.view = memoryview(self._memory)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self.address = address_of(self._memory)
 
     def __len__(self) -> int:
         return len(self.view)
@@ -58,11 +58,12 @@ def copy_view(target: memoryview, source: memoryview) -> None:
     if len(source) < _QUICK:
         target[:] = source
     else:
-        ctypes.memmove(_address(target), _address(source), len(source))
+        ctypes.memmove(address_of(target), address_of(source), len(source))
 
 
-def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+def address_of(memory: memoryview | mmap.mmap) -> int:
+    """Return where memory that can be written to begins."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def memory_at(address: int, nbytes: int) -> memoryview:

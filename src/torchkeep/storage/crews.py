@@ -1,4 +1,4 @@
-"""A few threads that share the groups of a transfer among them."""
+"""A few threads that share tasks among them, each with a buffer of its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(tasks: Sequence[_Task], do: Callable[[_Task, Buffer], None], room: int, 
 
 
 def _wait_for(helpers: Sequence[Thread]) -> None:
-    """Wait until no helper uses the file any more, even when interrupted meanwhile."""
+    """Wait until no helper does anything any more, even when interrupted meanwhile."""
     interrupt: BaseException | None = None
     for helper in helpers:
         while helper.is_alive():

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-from ctypes import addressof, c_char, memmove
+from ctypes import memmove
 from typing import TYPE_CHECKING, Final
 
 from torchkeep.formats.opening import FileReader, refused, truncated
-from torchkeep.storage.buffers import PAGE, Buffer, aligned_part
+from torchkeep.storage.buffers import PAGE, Buffer, address_of, aligned_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,7 @@ class LocalReader(FileReader):
         if got <= 0:
             return 0
         begun()
-        memmove(addressof(c_char.from_buffer(view)), buffer.address + lead, got)
+        memmove(address_of(view), buffer.address + lead, got)
         return got
 
     def _fill_cached(self, start: int, view: memoryview, begun: Callable[[], object] = bool) -> int:

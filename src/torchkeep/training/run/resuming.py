@@ -52,17 +52,21 @@ def resumed(
     before = store.restored
     step = store.restore(state, wanted, **policies)
     if wanted is None and before not in {None, step or 0}:
-        _say(
+        warn(
             f"step {before} was restored before the run, which goes on from the newest, {step or 0}; "
-            f"to go on from the other: run.resume({before})"
+            f"to go on from the other: run.resume({before})",
+            TorchkeepWarning,
+            stacklevel=2,
         )
     if step is None:
         return Resumed(None, None)
     kept = state.sampler
     if "seed" not in kept:
-        _say(
+        warn(
             f"the checkpoint of step {step} was not saved by a Run, and holds no place in an epoch; "
-            f"batches begin with epoch {state.epoch}"
+            f"batches begin with epoch {state.epoch}",
+            TorchkeepWarning,
+            stacklevel=2,
         )
         return Resumed(step, None)
     if seed is not None and kept["seed"] != seed:
@@ -71,7 +75,3 @@ def resumed(
             "batches; leave the seed out, or begin in a new store"
         )
     return Resumed(step, kept)
-
-
-def _say(sentence: str) -> None:
-    warn(sentence, TorchkeepWarning, stacklevel=2)

@@ -29,6 +29,11 @@ class Held(NamedTuple):
     nbytes: int
     live: TensorBytes
 
+    @property
+    def is_away(self) -> bool:
+        """Whether that memory is not the CPU's."""
+        return self.address is None and not self.tensor.is_cpu
+
 
 def hold(tensor: Tensor) -> Held:
     """Hold a tensor's memory."""

@@ -222,9 +222,7 @@ class Flights:
         nbytes = size_of(tensors)
         if not self.staging.lacks(nbytes):
             try:
-                return self.staging.room(
-                    nbytes, pinned=any(held.address is None and not held.tensor.is_cpu for held in tensors)
-                )
+                return self.staging.room(nbytes, pinned=any(held.is_away for held in tensors))
             except MemoryError:
                 pass
         if not self._short_said:

@@ -46,8 +46,7 @@ _Move: TypeAlias = tuple[int, "int | Tensor", int]
 
 def settle(tensors: Iterable[Held]) -> None:
     """Wait until what was launched on accelerators, on any stream, is part of the tensors."""
-    away = {held.tensor.device for held in tensors if held.address is None and not held.tensor.is_cpu}
-    for device in away:
+    for device in {held.tensor.device for held in tensors if held.is_away}:
         torch.accelerator.synchronize(device)
 
 

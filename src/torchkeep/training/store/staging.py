@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import sys
@@ -13,7 +12,7 @@ from typing import Final
 import psutil
 import torch
 
-from torchkeep.storage.buffers import anonymous
+from torchkeep.storage.buffers import address_of, anonymous
 
 _WIPE_ON_FORK: Final = 18 if sys.platform == "linux" else None
 """Linux's MADV_WIPEONFORK, which Python has no name for."""
@@ -61,7 +60,7 @@ class Staging:
             self.allocations += 1
         if isinstance(self._memory, torch.Tensor):
             return self._memory.data_ptr()
-        return 0 if self._memory is None else ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        return 0 if self._memory is None else address_of(self._memory)
 
     def free(self) -> None:
         """Give the memory back."""
